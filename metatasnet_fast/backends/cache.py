@@ -1,10 +1,11 @@
-"""Keep prepared weights until a parameter changes. To notice changes takes a fraction of the time of reading all parameters.
+"""Keep prepared weights until a parameter changes. Noticing a change takes a fraction of the time of reading all parameters.
 
 Every call checks values that are cheap to read: which tensors there are, their version counters and addresses, how many steps
-optimisers have taken in this process, and a few bytes of every tensor. A write through ``.data``, as by the authors' optimiser
-and by averages of weights, does not change a version counter, but changes the steps or the bytes. A write through ``.data``
-that changes only other bytes is noticed by a checksum of all values, at every ``EVERY``-th call and at the first call after
-:meth:`ParameterWatch.look_closely`. The checksum is CRC-32 on a CPU, and a hash of the same strength on other devices.
+optimisers have taken in this process, and a few bytes of every tensor. The authors' optimiser, and averages of weights, write
+through ``.data``. Such a write does not change a version counter, but it changes the number of steps, or the bytes. A write
+through ``.data`` that changes only other bytes is noticed by a checksum of all values. The checksum is taken at every
+``EVERY``-th call, and at the first call after :meth:`ParameterWatch.look_closely`. It is CRC-32 on a CPU, and a hash of the
+same strength on other devices.
 """
 
 from __future__ import annotations
@@ -36,7 +37,11 @@ Stage: TypeAlias = tuple[StageConfig, Mapping[str, Tensor]]
 
 @dataclass
 class _Entry:
-    """Weights that a backend prepared, the fingerprint of their parameters, and the event that marks them ready on a GPU."""
+    """Weights that a backend prepared.
+
+    ``contents`` is the fingerprint of their parameters. ``ready`` is the event after which they are ready on a GPU. ``streams``
+    are the streams that have used them.
+    """
 
     contents: tuple[object, ...]
     prepared: list[Any]
@@ -45,7 +50,7 @@ class _Entry:
 
 
 class PreparedCache:
-    """Prepared weights of a network's stages: the latest for each backend, precision and device.
+    """The prepared weights of a network's stages; the latest ones are kept for each backend, precision and device.
 
     A change of a parameter is noticed at the next call. A write of single values through ``.data`` may be noticed later: at the
     latest after 64 calls or :meth:`look_closely`; see the top of this module. Copying or pickling a network leaves its cache
@@ -59,7 +64,10 @@ class PreparedCache:
         self._lock = threading.RLock()
 
     def parameters(self, network: nn.Module) -> Sequence[Mapping[str, Tensor]]:
-        """Return the parameters of each of ``network.stages`` by name; search the modules only if a parameter was replaced."""
+        """Return, for each of ``network.stages``, the parameters by name.
+
+        The modules are searched only if a parameter was replaced since the last call.
+        """
         with self._lock:
             if self._watch is not None and self._watch.complete(network):
                 return self._watch.parameters
@@ -77,8 +85,10 @@ class PreparedCache:
         config: MetaTasNetConfig,
         parameters: Sequence[Mapping[str, Tensor]],
     ) -> list[Any]:
-        """Return the prepared weights of all stages, without gradients; ``parameters`` is what :meth:`parameters`
-        returned."""
+        """Return the prepared weights of all stages, without gradients.
+
+        ``parameters`` is the result of :meth:`parameters`.
+        """
         device = next(iter(parameters[0].values())).device
         key = (backend.name, backend.variant(), precision, device)
         with self._lock, torch.no_grad():
@@ -94,7 +104,7 @@ class PreparedCache:
         return entry.prepared
 
     def look_closely(self) -> None:
-        """Make the next call read every parameter, even if no parameter seems to have changed."""
+        """Make the next :meth:`get` read every parameter, even if no parameter seems to have changed."""
         with self._lock:
             if self._watch is not None:
                 self._watch.look_closely()
@@ -115,7 +125,7 @@ class PreparedCache:
         return PreparedCache, ()
 
     def _read(self, parameters: Sequence[Mapping[str, Tensor]]) -> tuple[object, ...]:
-        """Return the fingerprint of the parameters; read the parameters only if one may have changed since the last call."""
+        """Return the fingerprint of the parameters. They are read only if one may have changed since the last call."""
         watch = self._watch
         if watch is None or watch.parameters is not parameters:
             return fingerprint(tensor for stage in parameters for tensor in stage.values())
@@ -126,12 +136,12 @@ class PreparedCache:
 
 
 def prepare_all(backend: Backend, precision: Precision, stages: Sequence[Stage]) -> list[Any]:
-    """Prepare every stage; differentiable if gradients are enabled."""
+    """Return the prepared weights of every stage. They are differentiable if gradients are enabled."""
     return [backend.prepare(config, parameters, precision) for config, parameters in stages]
 
 
 def _recorded(device: torch.device) -> torch.cuda.Event | None:
-    """Record an event after the work that is enqueued on the device; None on a CPU."""
+    """Return an event that is recorded after the work now enqueued on the device's current stream; None on a CPU."""
     if device.type != "cuda":
         return None
     event = torch.cuda.Event()
@@ -140,7 +150,7 @@ def _recorded(device: torch.device) -> torch.cuda.Event | None:
 
 
 def _wait(entry: _Entry, device: torch.device) -> None:
-    """Make the current stream wait until the weights are ready; not during graph capture, when they already are."""
+    """Make the current stream wait until the weights are ready. Do nothing while a graph is captured: they are ready then."""
     if entry.ready is not None and not torch.cuda.is_current_stream_capturing():
         stream = torch.cuda.current_stream(device)
         stream.wait_event(entry.ready)
@@ -151,7 +161,7 @@ EVERY = 64
 """Calls between two checksums of all values: 45 million parameters take about 20 ms on a CPU."""
 
 _MULTIPLIER = -0x61C8864680B583EB
-"""2^64 / golden ratio, as a signed number."""
+"""2^64 divided by the golden ratio, as a signed number."""
 
 SAMPLE = 64
 """Bytes that every call reads from the middle of each tensor."""
@@ -162,7 +172,7 @@ _counting = False
 
 
 def collect_parameters(module: nn.Module) -> dict[str, Tensor]:
-    """Return the parameters by name, also those of a ``DataParallel`` replica, which are plain tensors."""
+    """Return the parameters of ``module`` by name. It may be a ``DataParallel`` replica, whose parameters are plain tensors."""
     found: dict[str, Tensor] = {}
     for path, child in module.named_modules():
         own = getattr(child, "_former_parameters", None) or child._parameters
@@ -171,7 +181,10 @@ def collect_parameters(module: nn.Module) -> dict[str, Tensor]:
 
 
 def can_watch(module: nn.Module, tensors: list[Tensor]) -> bool:
-    """Return whether the parameters can be watched: ordinary tensors, not traced or transformed, of a module, not a replica."""
+    """Return whether the parameters can be watched.
+
+    They must be ordinary tensors, not traced or transformed, of a module that is no replica.
+    """
     return not getattr(module, "_is_replica", False) and all(
         type(tensor) in (nn.Parameter, Tensor) and tensor.device.type != "meta" and not tensor.is_inference()
         for tensor in tensors
@@ -179,7 +192,7 @@ def can_watch(module: nn.Module, tensors: list[Tensor]) -> bool:
 
 
 class ParameterWatch:
-    """The parameters of every stage of a network, with checks of whether they have changed.
+    """A watch on the parameters of every stage of a network: it checks whether they have changed.
 
     Args:
         network: the network that has the parameters.
@@ -201,24 +214,28 @@ class ParameterWatch:
         self.accept()
 
     def accept(self) -> None:
-        """Remember the present contents; later calls of :meth:`quiet` compare with these."""
+        """Remember the present contents. Later calls of :meth:`quiet` compare with these contents."""
         self._known = self._cheap()
         self._bytes = self._sample()
         self._steps = _steps
         self._calls = 0
 
     def look_closely(self) -> None:
-        """Make the next call read every parameter."""
+        """Make the next call of :meth:`quiet` return False, so that every parameter is read."""
         self._calls = EVERY
 
     def complete(self, network: nn.Module) -> bool:
-        """Return whether ``network`` is the watched one, not a replica, and every parameter is still the same tensor."""
+        """Return whether ``network`` is the watched network, not a replica, and each of its parameters is still the same
+        tensor."""
         return network._modules is self._modules and all(
             map(is_, map(dict.get, self._dicts, self._names), self._values)
         )
 
     def quiet(self) -> bool:
-        """Return whether no parameter seems to have changed; every ``EVERY``-th call returns False, so that all are read."""
+        """Return whether no parameter seems to have changed.
+
+        Every ``EVERY``-th call returns False, so that all parameters are read.
+        """
         self._calls += 1
         return (
             self._calls < EVERY
@@ -237,7 +254,7 @@ class ParameterWatch:
 
 
 def _places(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, object]]:
-    """Yield every entry (dictionary, name, value) of a module's tree: submodules and parameters."""
+    """Yield every submodule and parameter in a module's tree, each as (dictionary that holds it, name, value)."""
     for child in module.modules():
         for name, submodule in child._modules.items():
             yield child._modules, name, submodule
@@ -246,7 +263,7 @@ def _places(module: nn.Module) -> Iterator[tuple[dict[str, Any], str, object]]:
 
 
 def _middle(tensor: Tensor) -> Tensor:
-    """Return up to ``SAMPLE`` bytes from the middle of a tensor, without a copy; of a strided tensor, one value."""
+    """Return up to ``SAMPLE`` bytes from the middle of a tensor, as a view. Of a strided tensor return only one value."""
     data = tensor.detach()
     if not data.is_contiguous():
         data = data[tuple(size // 2 for size in data.shape)]
@@ -267,9 +284,9 @@ def _count_step(*_: object) -> None:
 
 
 def fingerprint(tensors: Iterable[Tensor]) -> tuple[object, ...]:
-    """Return a checksum of the bits of all tensors, with their sizes, dtypes and devices.
+    """Return a checksum of the bits of all tensors, together with their sizes, dtypes and devices.
 
-    A change of one value, or of any 32 consecutive bits, is always noticed. Any other change is missed with a
+    The result always changes if one value, or any 32 consecutive bits, are changed. Any other change keeps the result with a
     probability of 2^-32, unless it was made on purpose to keep the checksum.
     """
     signature: list[object] = []

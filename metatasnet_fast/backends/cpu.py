@@ -36,10 +36,10 @@ class _Prepared:
     mel: MelShare | None
     """The spectrogram branch; None in a network without this branch."""
     weights: Mapping[str, Tensor] | None
-    """Weights from which the stage was packed, if they need gradients, else None."""
+    """The weights from which the stage was packed, if they need gradients; else None."""
 
     def tensors(self, job: str) -> dict[str, Tensor]:
-        """Return the weights of ``encoder``, ``mask`` or ``decoder``."""
+        """Return the weights of a job by name. ``job`` is ``encoder``, ``mask`` or ``decoder``."""
         return {name: w for name, w in (self.weights or {}).items() if name.startswith(f"{job}.")}
 
     def trains(self, job: str, *inputs: Tensor | None) -> bool:
@@ -50,9 +50,9 @@ class _Prepared:
 
 
 class _Memory:
-    """The memory of all jobs, kept from call to call: new pages from the system would cost a quarter of a training step.
+    """The memory of all jobs. It is kept from call to call: new pages from the system would cost a quarter of a training step.
 
-    The memory is freed when no parameter is left from which weights were prepared.
+    It is freed when no parameter is left from which weights were prepared.
     """
 
     def __init__(self) -> None:
@@ -60,7 +60,7 @@ class _Memory:
         self._users: set[int] = set()
 
     def of(self, module: Any, parameter: Tensor) -> Any:
-        """Return the compiled ``CpuPool``; keep it at least as long as ``parameter`` lives."""
+        """Return the compiled ``CpuPool``, which is kept at least as long as ``parameter`` lives."""
         if id(parameter) not in self._users:
             self._users.add(id(parameter))
             weakref.finalize(parameter, self._leave, id(parameter))
@@ -88,11 +88,12 @@ def give_back_memory() -> None:
 
 
 class CpuBackend(Backend):
-    """Compiled C++; each (item, instrument) runs through the whole masking network on one core; see ``docs/cpu-backend.md``.
+    """The backend of compiled C++; see ``docs/cpu-backend.md``.
 
-    ``torch.get_num_threads()`` threads are used, of torch's own OpenMP runtime if it has one. Results have the same bits for
-    every number of threads and do not depend on the other items of the batch. Latents are stored frames by channels. For
-    ``Precision.bfloat16`` latents are bfloat16; sums, statistics and the residual stream stay float32.
+    One core computes the whole masking network for one instrument of one item. ``torch.get_num_threads()`` threads are used, of
+    torch's own OpenMP runtime, if torch has one. Results have the same bits for every number of threads, and do not depend on
+    the other items of the batch. Latents are stored as (frames, channels). For ``Precision.bfloat16`` latents are bfloat16;
+    sums, statistics and the residual stream stay float32.
     """
 
     name = "cpu"
@@ -124,7 +125,7 @@ class CpuBackend(Backend):
 
     @exactly
     def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> _Prepared:
-        """Generate and pack the weights; raise :class:`BackendUnavailableError` if the backend cannot run."""
+        """Generate and pack the weights of a stage; raise :class:`BackendUnavailableError` if the backend cannot run."""
         module, reason = native.load(), self.unavailable()
         if module is None or reason is not None:
             raise BackendUnavailableError(f"The backend cpu cannot run: {reason}")
@@ -205,8 +206,10 @@ class CpuBackend(Backend):
         weights: LossWeights,
         divisors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Compute the cosines in compiled code and SI-SDR in PyTorch; use only PyTorch if a mask needs gradients or
-        latents are float64."""
+        """Return loss and statistics of a stage. Compiled code computes the cosines, PyTorch the SI-SDR.
+
+        PyTorch computes both if the mask needs gradients, or if the latents are float64.
+        """
         needed = latents if weights.need_latents else None
         if needed is None or needed.numel() == 0 or needed.dtype == torch.float64 or mask.requires_grad:
             return reference.stage_loss(estimate, target, mask, latents, mix_estimate, mix, weights, divisors)

@@ -1,13 +1,15 @@
 """What the GPU backends share: the reasons why this machine cannot run GPU code, and CUDA graphs of short inference jobs.
 
-From encoder to decoder a batch of windows takes about 300 launches of Triton kernels, 6.3 us of Python each; the backend
-``cuda`` has many launches, too. For many windows the GPU works longer than the launches take; for one or two windows it would
-wait. So jobs on up to :data:`SECONDS` of audio are captured when their shapes occur for the second time, and later replayed.
-The first replay must give the same bits as the separate launches. If capturing fails, or the bits differ, a warning gives the
-reason, and the network's jobs are launched without graphs. ``METATASNET_CUDA_GRAPHS=0`` switches graphs off. Inputs are copied
-into the graph's own tensors, and results out of them, so a later replay does not change results that the caller has. The graphs
-of a network share one memory pool, so each replay waits for the previous one, also on another stream. Batches are not padded to
-a few sizes: the additional items would cost more than the separate launches of a shape that occurs once.
+From encoder to decoder a batch of windows takes about 300 launches of Triton kernels, each of which takes 6.3 us of Python. The
+backend ``cuda`` has many launches, too. For many windows the GPU works longer than the launches take. For one or two windows it
+would wait for launches. So jobs on up to :data:`SECONDS` of audio are captured in a graph when their shapes occur for the
+second time. From the third time on, the graph is replayed. The first replay must give the same bits as the separate launches.
+If capturing fails, or the bits differ, a warning gives the reason, and the network's jobs are launched without graphs.
+``METATASNET_CUDA_GRAPHS=0`` switches graphs off.
+Inputs are copied into the graph's own tensors, and results are copied out of the graph's tensors. So a later replay does not
+change results that the caller has. The graphs of a network share one memory pool, so each replay waits for the previous one,
+also on another stream. Batches are not padded to a few sizes: the additional items would cost more than the separate launches
+of a shape that occurs once.
 Not yet run on a GPU.
 """
 
@@ -42,7 +44,7 @@ GRAPHS = "METATASNET_CUDA_GRAPHS"
 SECONDS = 30.0
 """Seconds of audio, all items together, up to which a job is captured. This also limits the memory that graphs keep."""
 SHAPES = 4
-"""Number of jobs and shapes that are kept, with their graphs; the least recently used one is dropped."""
+"""Number of pairs of a job and its shapes that are kept, with their graphs. The least recently used pair is dropped."""
 
 Results: TypeAlias = tuple[Tensor, ...]
 Job: TypeAlias = Callable[..., Results]
@@ -52,7 +54,7 @@ _capturing = threading.Lock()
 
 
 def no_gpu_reason() -> str | None:
-    """Return a sentence on why torch finds no GPU and what to do; None if torch finds a GPU."""
+    """Return a sentence that says why torch finds no GPU, and what to do; None if torch finds a GPU."""
     if torch.cuda.is_available():
         return None
     if torch.version.cuda is None and torch.version.hip is None:
@@ -81,10 +83,10 @@ def driver_version() -> tuple[int, int] | None:
 
 @functools.cache
 def compiler_reason() -> str | None:
-    """Return a sentence if Triton lacks a tool to compile its launchers; None if it has all tools, or needs no C compiler.
+    """Return a sentence that says which tool Triton lacks to launch kernels; None if it lacks no tool.
 
-    Triton up to 3.8 compiles a small C module for its first launch, and one for each kind of launch. Some of these modules may
-    be in Triton's cache, but others may be missing, so the cache is not considered.
+    Up to version 3.8 Triton compiles a small C module for its first launch, and one for each kind of launch. Some of these
+    modules may be in Triton's cache, but others may be missing, so the cache is not considered.
     """
     try:
         if not _compiles():
@@ -104,13 +106,13 @@ def _compiles() -> bool:
 
 
 def switched_on() -> bool:
-    """Return False if the user switched graphs off."""
+    """Return whether graphs are on: False if the user switched them off."""
     return os.environ.get(GRAPHS) != "0"
 
 
 @dataclass(frozen=True)
 class Captured:
-    """A graph, the tensors that it reads, and the tensors that it writes."""
+    """A captured graph: ``replay`` runs it, ``inputs`` are the tensors that it reads, ``outputs`` those that it writes."""
 
     replay: Callable[[], Any]
     inputs: Results
@@ -118,7 +120,7 @@ class Captured:
 
 
 def capture(job: Job, inputs: Sequence[Tensor], pool: Any) -> Captured:
-    """Capture ``job`` on copies of ``inputs``, on a stream of their device.
+    """Return the graph of ``job``, captured on copies of ``inputs`` on a stream of their device.
 
     The job must have run on inputs of these shapes before, so that no kernel is compiled during the capture.
     """
@@ -149,10 +151,11 @@ class Graphs:
         self._failed = False
 
     def run(self, job: Job, name: Hashable, inputs: Sequence[Tensor]) -> Results:
-        """Return ``job(*inputs)``, by a graph if graphs are allowed.
+        """Return ``job(*inputs)``, computed by a graph if graphs are allowed.
 
-        A graph is kept for each name and the shapes, dtypes and devices of the inputs: the first call runs the job, the second
-        also captures it, later calls replay the graph. If capturing fails, this and all later calls run their jobs.
+        There is one graph for each name together with the shapes, dtypes and devices of the inputs. The first call runs the
+        job. The second call runs the job and captures it. Later calls replay the graph. If capturing fails, this call and all
+        later ones run their jobs without graphs.
         """
         if not self._allowed(inputs):
             return job(*inputs)
@@ -208,7 +211,11 @@ class Graphs:
             self._seen.popitem(last=False)
 
     def _allowed(self, inputs: Sequence[Tensor]) -> bool:
-        """Return False for empty batches, long jobs, gradients, torch.compile, the caller's own capture, or after a failure."""
+        """Return whether a graph may run the job.
+
+        It may not for empty batches or long jobs, with gradients, in torch.compile, in a capture of the caller, or after a
+        failed capture.
+        """
         if self._failed or torch.is_grad_enabled() or torch.compiler.is_compiling():
             return False
         capturing = inputs[0].is_cuda and torch.cuda.is_current_stream_capturing()
@@ -220,7 +227,10 @@ def _same_bits(one: Tensor, other: Tensor) -> bool:
 
 
 class GraphedBackend(Backend):
-    """A backend whose prepared stages have an attribute ``graphs``: the whole network's :class:`Graphs` in stage 0, or None."""
+    """A backend that runs repeated jobs as CUDA graphs.
+
+    Its prepared stages have an attribute ``graphs``. That of stage 0 holds the :class:`Graphs` of the whole network, or None.
+    """
 
     def variant(self) -> str:
         return "" if switched_on() else "no graphs"

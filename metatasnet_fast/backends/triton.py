@@ -1,6 +1,6 @@
 """The backend ``triton``: training and inference in fused Triton kernels, on NVIDIA and AMD GPUs.
 
-The masking network's weights are stacked over the blocks, and one generator operation makes all of them.
+The weights of the masking network are stacked over the blocks. One generator operation makes all of these weights.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ class _Prepared:
     decoder: codec.DecoderOperands
     masking: MaskWeights
     graphs: Graphs | None
-    """Graphs of the whole network's inference jobs, kept with the first stage; None on a CPU, or if graphs are switched off."""
+    """Graphs of the whole network's inference jobs; only those of the first stage are used. None with gradients, on a CPU, or
+    if graphs are switched off."""
 
     @property
     def tf32(self) -> bool:
@@ -43,10 +44,11 @@ class _Prepared:
 
 
 class TritonBackend(GraphedBackend):
-    """Triton kernels: every job is a few differentiable operations of :mod:`metatasnet_fast.ops`; see ``docs/triton.md``.
+    """The backend of Triton kernels; see ``docs/triton.md``.
 
-    Latents are stored frames by channels in the precision's dtype; statistics, sums and the softmax are float32. Results have
-    the same bits in every run and do not depend on the other items of the batch.
+    Every job consists of a few differentiable operations of :mod:`metatasnet_fast.ops`. Latents are stored as (frames,
+    channels), in the precision's dtype. Statistics, sums and the softmax are float32. Results have the same bits in every run,
+    and do not depend on the other items of the batch.
     """
 
     name = "triton"
@@ -123,7 +125,10 @@ class TritonBackend(GraphedBackend):
         weights: reference.LossWeights,
         divisors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Compute the fused losses; use PyTorch's operations if the data need gradients, are float64, or have no items."""
+        """Return loss and statistics of a stage, computed by the fused kernels.
+
+        PyTorch's operations compute them if the data need gradients, are float64, or have no items.
+        """
         data = any(value.requires_grad for value in (target, mask, mix))
         plain = data or estimate.numel() == 0 or estimate.dtype == torch.float64
         loss = reference.stage_loss if plain else ops.stage_loss
@@ -135,15 +140,16 @@ def _masked(
 ) -> Tensor:
     """Return masked latents (n, I, frames, N) of the latent ``x`` (n, frames, N).
 
-    ``v`` (n, I, frames, N / 2) is the masked latent of the previous stage. ``own`` (n, I, frames, N) are the masking network's
-    copies of the latent, if they differ from ``x`` (dropout).
+    ``v`` (n, I, frames, N / 2) is the masked latent of the previous stage. With dropout, ``own`` (n, I, frames, N) holds the
+    copies of the latent that the masking network reads instead of ``x``.
     """
     prelu_1, prelu_2, prelu_3, prelu_4 = w.slopes
     y, statistics = ops.in_conv(
         x[:, None] if own is None else own, v, w.in_conv, prelu_1, *w.norm_1, prelu_2, tf32=tf32
     )
     norm = ops.GroupNorm(statistics, *w.norm_2)
-    # Without gradients, `blocks` applies the first norm and returns the activation, and mask_output's result is not stored.
+    # Without gradients, `blocks` applies the norm at its start and returns the activation of the skips, and `masked_latent`
+    # does not store the result of mask_output.
     activated = not torch.is_grad_enabled()
     start = (prelu_2, norm) if activated else None
     if start is None:
@@ -160,7 +166,7 @@ def _masked(
 def _checked(
     config: StageConfig, latent: Tensor, partial: Tensor | None, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor | None]:
-    """Check both latents; return them frames by channels, in ``dtype``."""
+    """Check both latents; return them as (..., frames, channels), in ``dtype``."""
     config.check_latent(latent.shape)
     config.check_partial(None if partial is None else partial.shape, latent.shape)
     return latent.to(dtype).transpose(1, 2), None if partial is None else partial.to(dtype).transpose(2, 3)
@@ -171,8 +177,10 @@ Parameters = Mapping[str, Tensor]
 
 @dataclass(frozen=True)
 class MaskWeights:
-    """Weights of the masking network: slopes (1,); norms as pairs gamma, beta, each (I, channels); 1x1 convolutions
-    (I, out, in)."""
+    """The weights of the masking network.
+
+    Each slope is (1,). A norm is a pair (gamma, beta), each (I, channels). A 1x1 convolution is (I, out, in).
+    """
 
     slopes: tuple[Tensor, Tensor, Tensor, Tensor]
     norm_1: tuple[Tensor, Tensor]
@@ -185,10 +193,10 @@ class MaskWeights:
 
 
 def mask_weights(config: StageConfig, p: Parameters) -> MaskWeights:
-    """Return the weights, given the stage's parameters by the original's names; differentiable.
+    """Return the masking network's weights, given the parameters of the stage by the original's names.
 
-    One operation makes all generated parameters of the stage. The last block's ``res_out`` is left out: its output is never
-    used, so its parameters get no gradient, as in the original.
+    The weights are differentiable. One operation makes all generated parameters of the stage. The last block's ``res_out`` is
+    left out: its output is never used, so its parameters get no gradient, as in the original.
     """
     named = _generated(config, p) if config.generated else _independent(config, p)
     count = range(len(config.dilations))
@@ -209,7 +217,7 @@ def mask_weights(config: StageConfig, p: Parameters) -> MaskWeights:
 
 
 def _shapes(config: StageConfig) -> dict[str, tuple[int, ...]]:
-    """Return the shapes of all generated weights, in the order of the weights in memory."""
+    """Return the shapes of all generated weights by name, in the order in which the weights lie in memory."""
     count, instruments, b, h = len(config.dilations), config.instruments, config.B, config.H
     shapes: dict[str, tuple[int, ...]] = {}
     for name, channels in (("norm_1", config.in_channels), ("norm_2", b), ("norm_3", b), ("norm_4", config.N)):
@@ -228,7 +236,11 @@ def _shapes(config: StageConfig) -> dict[str, tuple[int, ...]]:
 
 @dataclass(frozen=True)
 class _Plan:
-    """The plan by which a stage's layers become weights: names of layers and matrices, and the places of their rows."""
+    """The plan by which the generated layers of a stage become weights.
+
+    ``layers`` and ``matrices`` are names of parameters. ``sections`` tell where the rows of the matrices go. ``shapes`` are
+    those of :func:`_shapes`.
+    """
 
     layers: tuple[str, ...]
     matrices: tuple[str, ...]
@@ -258,13 +270,19 @@ class _Planner:
         self.places = {name: end - _size(shape) for (name, shape), end in zip(self.shapes.items(), ends, strict=True)}
 
     def place(self, name: str, block: int | None, row: int = 0) -> tuple[int, int]:
-        """Return the place of the first value of a weight (of a block, from ``row`` on), and the stride between instruments."""
+        """Return where a weight's values start in memory, and the stride between instruments.
+
+        ``block`` is the block to which the weight belongs, if any; the values start at ``row`` of the weight.
+        """
         shape = self.shapes[name] if block is None else self.shapes[name][1:]
         stride = _size(shape[1:])
         return self.places[name] + (block or 0) * self.instruments * stride + row * _size(shape[2:]), stride
 
     def add(self, layer: str, matrix: str, rows: int, *targets: tuple[int, int]) -> None:
-        """Add a matrix with ``rows`` rows for each target (place, stride); add ``layer``, too, unless it is the last one."""
+        """Add a matrix that has ``rows`` rows for each target, a pair (place, stride).
+
+        Add ``layer``, too, unless it is the layer that was added last.
+        """
         if not self.layers or self.layers[-1] != layer:
             self.layers.append(layer)
         self.matrices.append(f"{layer}.{matrix}")
@@ -318,7 +336,7 @@ def _generated(config: StageConfig, p: Parameters) -> dict[str, Tensor]:
 
 
 def _independent(config: StageConfig, p: Parameters) -> dict[str, Tensor]:
-    """Return the weights that :func:`_generated` returns, stacked, for a stage without generated layers."""
+    """Return the same weights as :func:`_generated`, for a stage without generated layers: its parameters, stacked."""
     shapes, count, b, instruments = _shapes(config), len(config.dilations), config.B, config.instruments
     named: dict[str, Tensor] = {}
     for i in (1, 2, 3, 4):

@@ -1,4 +1,4 @@
-"""Define the oracle: the network as in the paper, in plain PyTorch, channels first, with autograd, in any dtype."""
+"""The oracle: the network as in the paper, in plain PyTorch, channels first, with autograd, in any dtype."""
 
 from .generator import StageWeights, generate
 from .losses import LossWeights, loss_divisors, si_sdr, stage_loss

@@ -1,4 +1,4 @@
-"""The network's jobs with given weights: encode, mask, decode.
+"""Run the network's jobs with given weights: encode, mask, decode.
 
 The encoder is a bank of strided filters and a learned-mel spectrogram, mixed by two 1x1 convolutions. The masking network is a
 temporal convolutional network for all instruments at once: its activations are (n, instruments, channels, frames), and the
@@ -32,18 +32,19 @@ __all__ = [
 ]  # fmt: skip
 
 FLOOR = 1e-8
-"""Added to the power before the logarithm."""
+"""The number that is added to the power before the logarithm."""
 
 EPSILON = 1e-8
-"""Added to the biased variance of every group."""
+"""The number that is added to the biased variance of every group."""
 
 
 def log_power(signal: Tensor, window: Tensor, config: StageConfig) -> Tensor:
-    """Return ``log10(|STFT|^2 + 1e-8)`` with centred frames, reflect padding, one-sided.
+    """Return ``log10(|STFT|^2 + 1e-8)``; the STFT has centred frames, reflect padding and the bins 0 to n_fft / 2.
 
     Args:
         signal: (n, 1, T).
         window: (n_fft,).
+        config: the stage's sizes, which give n_fft and hop.
 
     Returns:
         (n, n_fft / 2 + 1, T // hop + 1).
@@ -64,11 +65,13 @@ def log_power(signal: Tensor, window: Tensor, config: StageConfig) -> Tensor:
 
 
 def mel_spectrogram(weights: SpectrogramWeights, config: StageConfig, signal: Tensor, frames: int) -> Tensor:
-    """Apply the learned mel map to the normalised log power, and interpolate to the latent's frame rate.
+    """Return the learned mel bands: the mel map of the normalised log power, interpolated to the latent's frame rate.
 
     Args:
+        weights: the weights of the spectrogram branch.
+        config: the stage's sizes.
         signal: (n, 1, T).
-        frames: latent frames to interpolate to, corners aligned.
+        frames: number of latent frames to which the bands are interpolated, with aligned corners.
 
     Returns:
         (n, mels, frames).
@@ -83,12 +86,12 @@ def mel_spectrogram(weights: SpectrogramWeights, config: StageConfig, signal: Te
 
 
 def filter_bank(signal: Tensor, filters: tuple[Tensor, ...], stride: int) -> Tensor:
-    """Return ``relu`` of the filters' outputs, interleaved: channel ``n * filters + l`` holds output ``n`` of filter ``l``.
+    """Return the outputs of all filters after a ReLU. Channel ``c * filters + l`` holds output ``c`` of filter ``l``.
 
     Args:
         signal: (n, 1, T).
         filters: (N / 4, 1, k_l) each; all are centred on the same sample.
-        stride: samples per frame.
+        stride: samples from one frame to the next.
 
     Returns:
         (n, filters * N / 4, T // stride).
@@ -107,7 +110,7 @@ def encode(weights: EncoderWeights, config: StageConfig, signal: Tensor) -> Tens
         (n, N, T // W).
 
     Raises:
-        ShapeError: for a signal of another shape or too short for the reflect-padded STFT.
+        ShapeError: for a signal of another shape, or too short for the reflect-padded STFT.
     """
     config.check_signal(signal.shape)
     wave = filter_bank(signal, weights.filters, config.W)
@@ -119,7 +122,10 @@ def encode(weights: EncoderWeights, config: StageConfig, signal: Tensor) -> Tens
 
 
 def pointwise(x: Tensor, weights: Convolution) -> Tensor:
-    """Apply a 1x1 convolution per instrument: (n, instruments, in, frames) to (n, instruments, out, frames)."""
+    """Return a 1x1 convolution of ``x`` (n, instruments, in, frames), with weights of each instrument's own.
+
+    The result is (n, instruments, out, frames).
+    """
     instruments, out, channels, _ = weights.weight.shape
     y = F.conv1d(x.flatten(1, 2), weights.weight.reshape(instruments * out, channels, 1), groups=instruments)
     y = y.view(y.shape[0], instruments, out, -1)
@@ -127,21 +133,29 @@ def pointwise(x: Tensor, weights: Convolution) -> Tensor:
 
 
 def depthwise(x: Tensor, weights: Convolution, dilation: int) -> Tensor:
-    """Apply a dilated depthwise convolution of three taps, zero-padded to the same length: (n, instruments, H, frames)."""
+    """Return a dilated depthwise convolution of ``x`` (n, instruments, H, frames) with three taps, in the same shape.
+
+    Outside the signal x counts as zero.
+    """
     kernel = weights.weight.reshape(-1, 1, 3)
     y = F.conv1d(x.flatten(1, 2), kernel, padding=dilation, dilation=dilation, groups=len(kernel))
     return y.view(x.shape)
 
 
 def group_norm(x: Tensor, weights: Norm) -> Tensor:
-    """Apply a group norm with 8 groups per instrument over (channels of the group, frames), biased variance, eps 1e-8."""
+    """Return the group norm of ``x`` (n, instruments, channels, frames): 8 groups per instrument, biased variance, eps 1e-8.
+
+    Mean and variance are taken over the channels of a group and over all frames.
+    """
     scale, shift = weights.scale.reshape(-1), weights.shift.reshape(-1)
     return F.group_norm(x.flatten(1, 2), x.shape[1] * GROUPS, scale, shift, EPSILON).view(x.shape)
 
 
 def block(x: Tensor, weights: BlockWeights, dilation: int) -> tuple[Tensor | None, Tensor]:
-    """Run one block; return the residual to add to ``x`` (None in the last block) and the skip output, both shaped as
-    ``x``."""
+    """Run one block on ``x`` (n, instruments, B, frames). Return the residual and the skip output, both shaped as ``x``.
+
+    The residual is to be added to ``x``; in the last block it is None.
+    """
     h = group_norm(F.prelu(pointwise(x, weights.conv1d), weights.prelu_1), weights.norm_1)
     h = group_norm(F.prelu(depthwise(h, weights.dconv1d, dilation), weights.prelu_2), weights.norm_2)
     residual = None if weights.res_out is None else pointwise(h, weights.res_out)
@@ -152,6 +166,8 @@ def masking_network(weights: MaskingWeights, config: StageConfig, x: Tensor) -> 
     """Return the masks: a softmax over the first ``config.softmax`` instruments, a sigmoid for each other instrument.
 
     Args:
+        weights: the weights of the masking network.
+        config: the stage's sizes.
         x: (n, instruments, in channels, frames).
 
     Returns:
@@ -171,7 +187,7 @@ def masking_network(weights: MaskingWeights, config: StageConfig, x: Tensor) -> 
 
 
 def instrument_masks(x: Tensor, softmax: int) -> Tensor:
-    """Apply a softmax over the first ``softmax`` rows of dimension 1, and a sigmoid to every other row."""
+    """Return ``x`` with a softmax over the first ``softmax`` rows of dimension 1, and a sigmoid in every other row."""
     if softmax == x.shape[1]:
         return F.softmax(x, dim=1)
     if softmax == 0:
@@ -187,13 +203,13 @@ def mask(
     Args:
         latent: (n, N, frames), the latent of the mixture.
         partial: (n, instruments, N / 2, frames), the masked latent of the previous stage; None in the first stage.
-        dropout: (n, instruments, N), factors on the network's copy of the latent; None for no dropout.
+        dropout: (n, instruments, N), factors for the copy of the latent that the masking network reads; None for no dropout.
 
     Returns:
         (n, instruments, N, frames).
 
     Raises:
-        ShapeError: if ``partial`` does not fit the stage.
+        ShapeError: if ``latent`` or ``partial`` does not fit the stage.
     """
     config.check_latent(latent.shape)
     config.check_partial(None if partial is None else partial.shape, latent.shape)
