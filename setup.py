@@ -1,12 +1,13 @@
-"""Hand the compiled module to CMake; everything else about the package is in pyproject.toml.
+"""Build the compiled module with CMake. Everything else about the package is in pyproject.toml.
 
-``METATASNET_NATIVE`` decides at install time: ``auto`` (default) builds ``metatasnet_fast._native`` and, where that
-fails, installs without it and records why (``metatasnet_fast.native.reason()``); ``on`` makes a failure fatal; ``off``
-skips it.
+``METATASNET_NATIVE`` decides, when the package is installed, about the module ``metatasnet_fast._native``. ``auto`` (default)
+builds the module; if this fails, the package is installed without it, and ``metatasnet_fast.native.reason()`` returns why.
+``on`` makes a failure fatal. ``off`` does not build the module.
 
-``METATASNET_CUDA`` decides about the CUDA kernels in it: ``auto`` (default) compiles them where there is an ``nvcc`` and
-leaves them out where that fails (``metatasnet_fast.native.cuda_reason()``); ``on`` makes a failure fatal; ``off`` leaves
-them out. ``METATASNET_CUDA_ARCHITECTURES`` (CMake's list, by default ``80;90a-real``) says for which GPUs.
+``METATASNET_CUDA`` decides about the CUDA kernels in the module. ``auto`` (default) compiles the kernels if there is an
+``nvcc``; if this fails, they are left out, and ``metatasnet_fast.native.cuda_reason()`` returns why. ``on`` makes a failure
+fatal. ``off`` leaves the kernels out. ``METATASNET_CUDA_ARCHITECTURES`` names the GPUs to compile for, in CMake's form; the
+default is ``80;90a-real``.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ def requested_mode(name: str = "METATASNET_NATIVE") -> str:
 
 
 def first_error(output: str) -> str:
-    """The first complaint in the output of CMake or a compiler, as one line."""
+    """Return the first error in the output of CMake or a compiler, as one line."""
     found = re.search(r"^.*(?:\berror\b|Error at).*(?:\n\n?  .*)*", output, re.MULTILINE | re.IGNORECASE)
     text = " ".join((found.group() if found else output.strip().rpartition("\n")[2]).split())
     return re.sub(r"^CMake Error at \S+ \(\w+\): ", "", text)[:400]
@@ -61,7 +62,7 @@ def cuda_options(mode: str, reason: str = "METATASNET_CUDA=off when it was built
 
 
 def build_native(prefix: Path) -> None:
-    """With the CUDA kernels if they are wanted and can be compiled."""
+    """Build and install the module, with the CUDA kernels if they are wanted and can be compiled."""
     mode = requested_mode("METATASNET_CUDA")
     try:
         build_with(cuda_options(mode), prefix)
@@ -74,12 +75,15 @@ def build_native(prefix: Path) -> None:
 
 
 def build_with(choices: list[str], prefix: Path) -> None:
-    """Configure, build, install into ``prefix/metatasnet_fast``; incremental while the tools stay the same."""
+    """Configure and build the module, and install it into ``prefix/metatasnet_fast``.
+
+    Only what has changed is compiled again, unless the tools have changed.
+    """
     build = ROOT / "build" / f"native-{sys.implementation.cache_tag}"
     programs = [sys.executable, shutil.which("cmake"), shutil.which("ninja"), shutil.which("nvcc")]
     variables = ("CXX", "CXXFLAGS", "CUDACXX", "CUDAFLAGS", "CMAKE_GENERATOR")
     tools = repr([*programs, *(os.environ.get(name) for name in variables)])
-    known = build / "tools.txt"  # a cache left by an isolated build names tools that are gone
+    known = build / "tools.txt"  # CMake's cache of an isolated build may name tools that are gone
     if not known.exists() or known.read_text(encoding="utf-8") != tools:
         shutil.rmtree(build, ignore_errors=True)
     generator = ["-G", "Ninja"] if shutil.which("ninja") and "CMAKE_GENERATOR" not in os.environ else []
@@ -91,7 +95,7 @@ def build_with(choices: list[str], prefix: Path) -> None:
 
 
 class CMakeBuild(build_ext):
-    """Builds the one extension with CMake, or leaves a file that says why it is not there."""
+    """A build step that builds the extension with CMake, or writes a file that says why there is no extension."""
 
     def build_extension(self, ext: Extension) -> None:
         module = Path(self.get_ext_fullpath(ext.name)).resolve()
@@ -111,7 +115,7 @@ class CMakeBuild(build_ext):
             reason_file.write_text(f"{error}\n", encoding="utf-8")
 
     def copy_extensions_to_source(self) -> None:
-        """Editable installs: the source tree gets what the build left, the module or the reason, and nothing older."""
+        """Copy the module, or the file with the reason, into the source tree of an editable install; delete older ones."""
         for ext in self.extensions:
             built = Path(self.build_lib, self.get_ext_filename(ext.name))
             for name in (built.name, REASON_FILE):
@@ -122,13 +126,13 @@ class CMakeBuild(build_ext):
 
 
 def packages() -> list[str]:
-    """The packages of metatasnet_fast/, and kernels/ under its installed name.
+    """Return the names of the packages in metatasnet_fast/, and of those in kernels/, as they are installed.
 
-    In a checkout ``metatasnet_fast/kernels`` is a link to ``kernels/`` so that imports work uninstalled; a source
+    In a checkout ``metatasnet_fast/kernels`` is a link to ``kernels/``, so that imports work without an installation. A source
     distribution has no links, so the packages below kernels/ are always taken from kernels/ itself.
     """
     unwanted = ["metatasnet_fast.kernels*", "*.__pycache__"]
-    own = find_namespace_packages(str(ROOT), include=["metatasnet_fast*"], exclude=unwanted)  # folders of assets too
+    own = find_namespace_packages(str(ROOT), include=["metatasnet_fast*"], exclude=unwanted)  # also folders of assets
     return [*own, *("metatasnet_fast." + name for name in find_packages(str(ROOT), include=["kernels*"]))]
 
 

@@ -1,4 +1,4 @@
-"""The Triton kernels, one file per operation, installed as ``metatasnet_fast.kernels``.
+"""The Triton kernels, installed as ``metatasnet_fast.kernels``. Each operation has a file of its own.
 
-A file holds kernels and their launchers: no autograd, no dispatch (those are in ``metatasnet_fast.ops``).
+A file holds kernels and their launchers. Autograd and dispatch are in ``metatasnet_fast.ops``.
 """

@@ -5,10 +5,11 @@
     c[n, i, t, h]  = sum_o W1[i, h, o] x'[n, i, t, o], x' as stored
     partials[n, i, tile, :, h] = (mean, M2) of PReLU(c, slope), c as stored
 
-W', b' are res_out's folded weights (pointwise.py). One program holds all B columns of its frames, at most 128 + 32, so the
-kernel is for two-byte dtypes: a tile of four-byte values would not fit the registers.
-Bytes: b, x, x', c once each, n I T (2 B + 2 H) sizeof(dtype); two separate products read x' once more. FLOPs: 4 n I T B H. At
-the start of the stream there is no b, and half of the FLOPs. At B = H = 160 in bfloat16: 80 FLOP a byte, memory-bound.
+W' and b' are res_out's weights and bias with the norm folded in (see pointwise.py). One program holds all B columns of its
+frames, at most 128 + 32. So the kernel is for two-byte dtypes: a tile of four-byte values would not fit the registers.
+Bytes: b, x, x' and c once each, n I T (2 B + 2 H) sizeof(dtype); two separate products would read x' once more. FLOPs: 4 n I T
+B H; half as many at the start of the stream, where there is no b. At B = H = 160 in bfloat16 these are 80 FLOP a byte: the
+kernel is memory-bound.
 Not yet run on a GPU. Source: as pointwise.py's.
 """
 
@@ -24,21 +25,20 @@ from torch import Tensor
 
 from .launch import TILE, alignment, launch, operands_in_shared_memory, power_of_two, strides
 from .pointwise import BLOCK_K, bias_of, pointwise_finish, pointwise_start
-from .statistics import new_statistics
-from .tile import activation, slope_of
+from .statistics import activation, new_statistics, slope_of
 
 __all__ = ["block_pair", "block_pair_kernel", "pairs", "start_pair"]
 
 MAIN, TAIL = 128, 32
-"""Columns of the widest tile of the stream: it takes 80 registers a thread with 8 warps, 160 with 4 warps."""
+"""Columns of the widest tile of the stream, in two parts. It takes 80 registers a thread with 8 warps, 160 with 4 warps."""
 COLUMNS = 32
-"""Columns of c that are computed at a time; with all 160 the second product would spill on sm_80."""
+"""Columns of c that are computed at a time. With all 160 at once, the second product would spill registers on sm_80."""
 STAGES = 2
 
 
 @triton.jit
 def _stored(b_x, p_new, i_t, m_t, i_o, B: tl.constexpr):
-    """Round some columns of the stream to p_new's dtype, store the rounded columns and return them."""
+    """Round columns ``i_o`` of the stream to p_new's dtype; store the rounded values, and return them."""
     b_new = b_x.to(p_new.dtype.element_ty)
     tl.store(p_new + i_t.to(tl.int64)[:, None] * B + i_o[None, :], b_new, mask=m_t[:, None] & (i_o < B)[None, :])
     return b_new
@@ -46,7 +46,7 @@ def _stored(b_x, p_new, i_t, m_t, i_o, B: tl.constexpr):
 
 @triton.jit
 def _weights(p_w, i_o, i_h, H: tl.constexpr, B: tl.constexpr):
-    """Load columns ``i_o`` and rows ``i_h`` of a weight matrix (H, B), transposed."""
+    """Load rows ``i_h`` and columns ``i_o`` of a weight matrix (H, B); return the transpose."""
     return tl.load(p_w + i_h[None, :] * B + i_o[:, None], mask=(i_o < B)[:, None] & (i_h < H)[None, :], other=0.0)
 
 
@@ -69,7 +69,7 @@ def block_pair_kernel(
     ACTIVATED: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_B: tl.constexpr, TAIL_B: tl.constexpr, BLOCK_H: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Compute x', c and the partials of one tile of one item and instrument. Without p_b, x' is norm(PReLU(x))."""
+    """Compute x', c and the partials of one tile of one item and instrument. If ``p_b`` is None, x' is norm(PReLU(x))."""
     tiles = tl.cdiv(T, BLOCK_T)
     row = tl.program_id(0)
     i_ni, i_tile = row // tiles, row % tiles
@@ -118,7 +118,10 @@ def block_pair_kernel(
 
 
 def pairs(dtype: torch.dtype, width: int, hidden: int) -> bool:
-    """Return whether the kernel accepts this dtype and these widths; with a small ``hidden`` most of a tile would be idle."""
+    """Return whether the kernel serves this dtype and these widths B and H.
+
+    It does not serve a small ``hidden`` (H), with which most of a tile would be idle.
+    """
     return dtype.itemsize == 2 and width <= MAIN + TAIL and hidden >= COLUMNS // 2
 
 
@@ -128,8 +131,9 @@ def block_pair(
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
     """Return x' (n, I, T, B), c (n, I, T, H) and the partials of PReLU(c, slope); if ``activated``, PReLU(c) in place of c.
 
-    x' and c are written into contiguous ``new`` and ``c`` if these are given. ``b`` (n, I, T, H) and ``x`` (n, I, T, B) have
-    unit stride along channels; ``folded`` (n, I, B, H); ``bias`` (n, I, P, B), whose P rows are added; ``conv1d`` (I, H, B).
+    ``b`` (n, I, T, H) and ``x`` (n, I, T, B) have unit stride along channels. ``folded`` is W' (n, I, B, H). b' is the sum of
+    the P rows of ``bias`` (n, I, P, B). ``conv1d`` is W1 (I, H, B). If ``new`` and ``c`` are given, x' is written into ``new``
+    and c into ``c``; both must be contiguous.
     """
     going_on = {
         "p_b": b, "p_folded": folded, "p_bias": bias, "p_start_slope": None, "p_affine": None, "p_beta": None,
@@ -143,7 +147,7 @@ def start_pair(
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return what :func:`block_pair` returns, for x' = norm(PReLU(x, start_slope)).
 
-    ``affine`` (n, I, 4, B) and ``beta`` (I, B) are those of the norm.
+    ``affine`` (n, I, 4, B) and ``beta`` (I, B) belong to the norm.
     """
     starting = {
         "p_b": None, "p_folded": None, "p_bias": None, "p_start_slope": start_slope, "p_affine": affine, "p_beta": beta,
@@ -166,7 +170,7 @@ def _launch(
     main = min(MAIN, power_of_two(width))
     tail = power_of_two(width - main) if width > main else 0
     align = alignment(b, x)
-    # With 4 warps two programs fit on a multiprocessor. If operands come from registers, 4 warps would spill.
+    # With 4 warps two programs fit on a multiprocessor. Where operands come from registers, 4 warps would spill registers.
     warps = 4 if operands_in_shared_memory(x.device) else 8
     launch(
         block_pair_kernel, n * instruments * partials.shape[2], x, **before,

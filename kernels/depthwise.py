@@ -5,12 +5,12 @@
     y = PReLU(a, next_slope)
     partials[n, i, tile, :, c] = (mean, M2) of y as stored
 
-The norm is applied to the values, not folded into the taps: z - mean loses no digits to an offset. The frames of a tile form
-ROWS rows; the frames of a row are a dilation apart. In each step a row loads and normalises one value, for all three taps, and
-two more at the start: (STEPS + 2) / STEPS loads a value, 1.125 with sixteen steps, 1.5 with four. If the dilation divides no
-choice of ROWS, a tile is one step of rows, and each value is loaded three times. With any dilation one warp takes
-eight rows at a time, so that sums over rows need few shuffles, and loads two steps at once. Tiles with all neighbours inside
-the signal (all tiles but a few at the ends) are computed without masks, which saves a tenth of the instructions.
+The norm is applied to the values, not folded into the taps, because z - mean loses no digits to an offset. The frames of a tile
+form ROWS rows; the frames of a row are a dilation apart. In each step a row loads and normalises one value, which serves all
+three taps; at the start it loads two more. So each value is loaded (STEPS + 2) / STEPS times: 1.125 times with sixteen steps,
+1.5 times with four. If the dilation divides no choice of ROWS, a row has one step, and each value is loaded three times. With
+any dilation, one warp takes eight rows at a time, so that sums over rows need few shuffles, and loads two steps at once. Tiles
+whose neighbours are all inside the signal (all but a few at the ends) need no masks, which saves a tenth of the instructions.
 Bytes: x once, y once, 2 n I T C sizeof(dtype); values that rows share come from the caches (32 channels are 64 or 128
 contiguous bytes in every frame). FLOPs: about 15 n I T C. Memory-bound: 0.202 ms predicted for one block of a song on an H100
 (at most 186 registers, at least ten programs a multiprocessor).
@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import TILE, alignment, channel_block, launch, strides
-from .tile import activation, prelu, slope_of, store_moments_of_rows
+from .statistics import activation, prelu, slope_of, store_moments_of_rows
 from .tuned import configuration
 
 __all__ = [
@@ -35,14 +35,18 @@ __all__ = [
 ]  # fmt: skip
 
 FORWARD_ROWS, BACKWARD_ROWS = (8, 16, 32), (32,)
-"""Choices of ROWS; the smallest that the dilation divides is used. All dilations of the network divide 32."""
+"""Choices of ROWS. The smallest one that is a multiple of the dilation is used. All dilations of the network divide 32."""
 LANES = 8
 """Rows that a program of the forward takes at a time."""
 
 
 @triton.jit
 def place(T, dilation, C: tl.constexpr, BLOCK_T: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Return this program's row of tiles, its (item, instrument), the frames where its rows start, and its channels."""
+    """Return the place of this program's work.
+
+    This is the index of its tile among the tiles of all items and instruments, the index of its item and instrument, the
+    frames at which its rows start, and its channels.
+    """
     blocks = tl.cdiv(C, BLOCK_C)
     row = tl.program_id(0) // blocks
     tiles = tl.cdiv(T, BLOCK_T)
@@ -63,7 +67,7 @@ def starts(i_row, dilation, STEPS: tl.constexpr):
 def load_frames(p_x, i_t, T, i_c, m_c, x_t, INSIDE: tl.constexpr = False):
     """Return the values of frames ``i_t``, zero outside the signal, and the mask of the values inside.
 
-    INSIDE: the caller knows that all frames and channels are inside; nothing is masked.
+    INSIDE says that all frames and channels are inside; then no mask is applied.
     """
     mask = ((i_t >= 0) & (i_t < T))[:, None] & m_c[None, :]
     p_x += i_t[:, None] * x_t + i_c[None, :]
@@ -90,7 +94,7 @@ def channel_parameters(p_affine, p_beta, p_w, i_ni, i_c, m_c, C: tl.constexpr, I
 
 @triton.jit
 def load_normalised(p_x, i_t, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE: tl.constexpr = False):
-    """Return x, z - mean and m of frames ``i_t``, all zero outside the signal."""
+    """Return x, z - mean and m (see the top of this module) of frames ``i_t``, all zero outside the signal."""
     b_x, mask = load_frames(p_x, i_t, T, i_c, m_c, x_t, INSIDE)
     b_z, b_m = normalised(b_x, mask, slope, b_scale, b_mean, b_beta, INSIDE)
     return b_x, b_z, b_m
@@ -98,7 +102,7 @@ def load_normalised(p_x, i_t, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, 
 
 @triton.jit
 def normalised(b_x, mask, slope, b_scale, b_mean, b_beta, INSIDE: tl.constexpr):
-    """Return z - mean and m of loaded values, zero outside the signal."""
+    """Return z - mean and m of the loaded values ``b_x``, both zero outside the signal."""
     b_z = activation(b_x, slope) - b_mean[None, :]
     b_m = b_z * b_scale[None, :] + b_beta[None, :]
     if not INSIDE:
@@ -108,7 +112,10 @@ def normalised(b_x, mask, slope, b_scale, b_mean, b_beta, INSIDE: tl.constexpr):
 
 @triton.jit
 def taps(b_m0, b_m1, b_m2, b_w0, b_w1, b_w2):
-    """Return a, the second PReLU's input; forward and backward use the same operations, as a's sign selects PReLU's side."""
+    """Return a, the input of the second PReLU, from m of the three taps.
+
+    Forward and backward both call this function: a must have the same sign in both, since its sign selects the PReLU's side.
+    """
     b_a = b_w0[None, :] * b_m0
     b_a += b_w1[None, :] * b_m1
     b_a += b_w2[None, :] * b_m2
@@ -121,10 +128,11 @@ def _tile(
     LD: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, BLOCK_C: tl.constexpr,
     STATISTICS: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
-    """Store y of all rows' frames, LANES rows at a time; return for each lane its first value, the sum of the differences from
-    that value, the sum of the squared differences, and the number of frames.
+    """Store y of a tile, LANES rows at a time. Return for each lane: its first value, the sum of the differences from this
+    value, the sum of the squared differences, and the number of frames.
 
-    INSIDE: all frames, also a dilation before and after, are in the signal, and BLOCK_C divides C, so masks are not needed.
+    INSIDE says that no masks are needed: all frames, also those a dilation before and after, are in the signal, and BLOCK_C
+    divides C.
     """
     b_pivot = tl.zeros([LANES, BLOCK_C], tl.float32)
     b_sum, b_squares, b_count = b_pivot, b_pivot, tl.zeros([LANES], tl.int32)
@@ -134,7 +142,7 @@ def _tile(
         _, _, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
         for step in tl.static_range(STEPS):
             i_t = i_first + step * dilation
-            # Load two steps at once: this halves the waits, since a load does not overtake earlier stores.
+            # Load two steps at once: a load waits for earlier stores, so this halves the number of waits.
             if step % 2 == 0:
                 b_x, mask = load_frames(p_x, i_t + dilation, T, i_c, m_c, x_t, INSIDE)
                 if step + 1 < STEPS:
@@ -150,7 +158,7 @@ def _tile(
             else:
                 tl.store(p_row, b_y, mask=m_t & m_c[None, :])
             if STATISTICS:
-                # Take moments about each lane's first value: a constant offset costs no digits.
+                # Take moments about each lane's first value, so that a constant offset costs no digits.
                 if walk + step == 0:
                     b_pivot = b_y.to(tl.float32)
                 else:
@@ -170,7 +178,10 @@ def depthwise_fwd_kernel(
     C: tl.constexpr, LD: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, ROWS: tl.constexpr, LANES: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Compute one tile of BLOCK_C channels of one item and instrument. Frames of y are LD elements apart."""
+    """Compute y and its partials for one tile and BLOCK_C channels of one item and instrument.
+
+    Frames of y are LD elements apart.
+    """
     STEPS: tl.constexpr = BLOCK_T // ROWS
     row, i_ni, _, i_c = place(T, dilation, C, BLOCK_T, ROWS, BLOCK_C)
     m_c = i_c < C
@@ -199,7 +210,7 @@ def depthwise_fwd_kernel(
 
 
 def rows_of(dilation: int, choices: tuple[int, ...]) -> int:
-    """Return ROWS: the first choice that the dilation divides, or else TILE (each row has one frame)."""
+    """Return ROWS: the first choice that is a multiple of the dilation; if there is none, TILE, so each row has one frame."""
     return next((rows for rows in choices if rows % dilation == 0), TILE)
 
 
@@ -207,9 +218,10 @@ def depthwise_forward(
     x: Tensor, weight: Tensor, dilation: int, slope: Tensor | None, affine: Tensor, beta: Tensor, next_slope: Tensor,
     y: Tensor | None = None, statistics: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    """Return y (n, I, T, C) in x's dtype; write y's partials into ``statistics`` if given.
+    """Return y (n, I, T, C) in x's dtype; write y's partials into ``statistics``, if given.
 
-    ``x`` has unit stride along channels. A given ``y`` may be some channels of a contiguous tensor with more channels.
+    ``x`` has unit stride along channels. If ``y`` is given, the result is written into it; ``y`` may be some channels of a
+    contiguous tensor with more channels.
     """
     n, instruments, frames, channels = x.shape
     if y is None:

@@ -1,4 +1,4 @@
-"""Backward of group norm, depthwise convolution and PReLU: two passes; of the activations the forward stores only x.
+"""Backward of group norm, depthwise convolution and PReLU, in two passes. Of the activations, it needs only x.
 
     da = dy PReLU'(a), a recomputed exactly as in the forward;  dnext_slope = sum dy a where a <= 0
     S[n, i, k, c] = sum_t da[t] (z[t + (k - 1) dilation] - mean) over the taps in range;  D[n, i, k, c] = sum_t da[t] likewise
@@ -13,9 +13,9 @@ end that have no neighbour. A program adds up four tiles before it adds up the r
 a third of the instructions.
 The first pass stores da, rounded to dy's dtype; the second pass reads da instead of dy. Computing da again would save a sixth
 of the bytes, but would load x's neighbours and apply the taps again, and instructions limit the first pass.
-Rows step through frames as in the forward: with four steps each value (x in the first pass, da in the second) is loaded 1.5
-times; three taps that load for themselves would take three. As in the forward, tiles that are far enough from the ends need
-no masks.
+Rows step through frames as in the forward: with four steps, each value (x in the first pass, da in the second) is loaded 1.5
+times. It would be loaded three times if each tap loaded its own values. As in the forward, tiles that are far enough from the
+ends need no masks.
 Bytes: x twice, dy once, da written and read once, dx once: 6 n I T C sizeof(dtype); shifted frames come from the caches. Every
 sum has one fixed order: steps, rows, tiles, items. Predicted on an H100, for 12 x 8 s: 0.053 and 0.055 ms (0.056 for the first
 pass if all of its blocks are simulated). Instructions limit the first pass (245 registers, two programs a multiprocessor),
@@ -34,8 +34,7 @@ from torch import Tensor
 
 from .depthwise import BACKWARD_ROWS, channel_parameters, load_frames, load_normalised, place, rows_of, starts, taps
 from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
-from .statistics import GROUPS
-from .tile import activation, slope_of
+from .statistics import GROUPS, activation, slope_of
 
 __all__ = [
     "CHANNELS", "depthwise_backward", "depthwise_dx_kernel", "depthwise_gradients", "depthwise_norm_kernel",
@@ -44,11 +43,11 @@ __all__ = [
 
 
 SPAN = 4
-"""Tiles over which a program takes sums; it adds up rows once, at the end."""
+"""Number of tiles over which a program takes sums. It adds up the rows once, after the last tile."""
 EDGE = 16
-"""Frames at an end of the signal that are added up at a time."""
+"""Number of frames, at an end of the signal, that are added up at a time."""
 CHANNELS = 128
-"""Channels of an instrument, or partial sums of a slope's gradient, that a program handles in parallel."""
+"""Number of an instrument's channels, or of partial sums of a slope's gradient, that a program handles in parallel."""
 
 
 @triton.jit
@@ -57,7 +56,7 @@ def _sums_of_tile(
     slope, next_slope, b_scale, b_mean, b_beta, b_w0, b_w1, b_w2,
     C: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
-    """Store da of a tile; return the running sums of S (three taps), da and dnext_slope, for each row, this tile added."""
+    """Store da of a tile. Add the tile to the sums of every row, and return these: S (three taps), da and dnext_slope."""
     stored = ()
     _, b_z0, b_m0 = load_normalised(p_x, i_first - dilation, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
     _, b_z1, b_m1 = load_normalised(p_x, i_first, T, i_c, m_c, x_t, slope, b_scale, b_mean, b_beta, INSIDE)
@@ -75,7 +74,7 @@ def _sums_of_tile(
         b_s2 += b_da * b_z2
         b_d += b_da
         b_z0, b_m0, b_z1, b_m1 = b_z1, b_m1, b_z2, b_m2
-    # Store after all loads: otherwise loads would wait for each store.
+    # Store after all loads: otherwise every load would wait for the stores before it.
     for step in tl.static_range(STEPS):
         i_t = i_first + step * dilation
         p_row = p_da + i_t.to(tl.int64)[:, None] * C + i_c[None, :]
@@ -92,8 +91,10 @@ def depthwise_sums_kernel(
     dy_n, dy_i, dy_t, x_n, x_i, x_t, C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, SPAN: tl.constexpr,
 ):  # fmt: skip
-    """Compute da of SPAN tiles, their S (three taps) and sum of da as rows of (n, I, spans, 4, C), and a partial sum of
-    dnext_slope."""
+    """Compute da of SPAN tiles, and a partial sum of dnext_slope.
+
+    Also write S (three taps) and the sum of da over these tiles, as the four rows of ``p_sums`` (n, I, spans, 4, C).
+    """
     row, i_ni, _, i_c = place(T, dilation, C, SPAN * BLOCK_T, ROWS, BLOCK_C)
     i_n, i_i, m_c = (i_ni // INSTRUMENTS).to(tl.int64), (i_ni % INSTRUMENTS).to(tl.int64), i_c < C
     dy_t, x_t = dy_t.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
@@ -132,8 +133,10 @@ def depthwise_norm_kernel(
     p_sums, p_da, p_w, p_affine, p_beta, p_out, T, dilation, C: tl.constexpr, INSTRUMENTS: tl.constexpr,
     GROUPS: tl.constexpr, SPAN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Compute q, r, and the item's terms of dgamma, dbeta and dw (three taps), rows of (n, I, 7, C), of one group of one item
-    and instrument."""
+    """Compute the seven rows of ``p_out`` (n, I, 7, C) for one group of one item and instrument.
+
+    The rows are q, r, and the item's terms of dgamma, dbeta and dw (three taps).
+    """
     i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     width = C // GROUPS
     spans = tl.cdiv(T, SPAN)
@@ -154,7 +157,7 @@ def depthwise_norm_kernel(
         b_s1 += tl.load(p_span + C, mask=m_c, other=0.0)
         b_s2 += tl.load(p_span + 2 * C, mask=m_c, other=0.0)
         b_d += tl.load(p_span + 3 * C, mask=m_c, other=0.0)
-    # The first frames have no neighbour a dilation before, the last frames no neighbour a dilation after.
+    # The first frames have no neighbour a dilation before them, the last frames have none a dilation after them.
     b_first, b_last = tl.zeros([BLOCK_C], tl.float32), tl.zeros([BLOCK_C], tl.float32)
     edge = tl.minimum(dilation, T)
     for t in range(0, edge, BLOCK_T):
@@ -181,7 +184,7 @@ def _dx_of_tile(
     p_da, p_x, p_dx, i_first, i_c, m_c, T, dilation, x_t, slope, b_scale, b_mean, b_w0, b_w1, b_w2, b_q, b_r,
     C: tl.constexpr, STEPS: tl.constexpr, ROWS: tl.constexpr, BLOCK_C: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
-    """Store dx of all rows' frames; return the sum of dslope over these frames."""
+    """Store dx of all frames of a tile; return the tile's terms of dslope."""
     b_dslope = tl.zeros([ROWS, BLOCK_C], tl.float32)
     i_t = i_first.to(tl.int64)
     b_da0 = load_frames(p_da, i_t - dilation, T, i_c, m_c, C, INSIDE)[0].to(tl.float32)
@@ -242,8 +245,8 @@ def depthwise_total_kernel(
     i_program, p_norm, p_parts, p_next_parts, p_dw, p_dslope, p_dgamma, p_dbeta, p_dnext_slope, ITEMS, PARTS, NEXT_PARTS,
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Add up dgamma, dbeta and dw over the items for BLOCK channels of one instrument; in the last two programs, both slopes'
-    gradients."""
+    """Add up dgamma, dbeta and dw over the items, for BLOCK channels of one instrument. The last two programs add up the
+    gradients of the two slopes instead."""
     if i_program is None:  # a kernel that calls this one passes it
         i_program = tl.program_id(0)
     blocks = tl.cdiv(C, BLOCK)
@@ -272,11 +275,13 @@ def depthwise_gradients(
     dy: Tensor, x: Tensor, weight: Tensor, dilation: int,
     slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return dx in x's dtype and, in float32, what `depthwise_total_kernel` adds up: the rows (n, I, 7, C) of
-    `depthwise_norm_kernel`, and the partial sums of dslope and dnext_slope."""
+    """Return dx in x's dtype and, in float32, the terms that `depthwise_total_kernel` adds up.
+
+    These are the rows (n, I, 7, C) of `depthwise_norm_kernel`, and the partial sums of dslope and of dnext_slope.
+    """
     n, instruments, frames, channels = x.shape
     align = alignment(dy, x)
-    # For four-byte dtypes 16 channels: with 32 the registers would not suffice.
+    # Four-byte dtypes take 16 channels: with 32 the registers would not suffice.
     tiles, block = -(-frames // TILE), min(channel_block(channels), 64 // x.dtype.itemsize)
     rows, blocks = n * instruments, -(-channels // block)
     spans, programs = -(-tiles // SPAN), rows * tiles * blocks

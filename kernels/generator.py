@@ -5,11 +5,11 @@
     backward: dK[r, j] = sum_i dw[r, i] h[l, i, j];  dk[r] = sum_i dw[r, i];  dh[l, i, j] = sum_r dw[r, i] K[r, j]
               dA[l] = sum_i dh[l, i] e[i]^T;  da[l] = sum_i dh[l, i];         de[i] = sum_l A[l]^T dh[l, i]
 
-A table tells each program where its results go, in a line (layer, first row, rows, place, stride). So each kind of weight is
-written in the layout in which it is used. Partial sums over rows are merged per layer, in order.
+Each program reads one line of a table: layer, first row, number of rows, place and stride of its results. So each kind of
+weight is written in the layout in which it is used. Partial sums over rows are merged for each layer, in order.
 
 Bytes, with R rows: (E_2 + 1 + I) 4 R forward, (2 E_2 + 2 + I) 4 R backward. At the authors' sizes R is 2.2 million in the third
-stage: 88 MB, 20 us at 4.3 TB/s (predicted); as one linear map a layer it is 228 launches and more.
+stage, so forward moves 88 MB: 20 us at 4.3 TB/s (predicted). One linear map for each layer would take 228 launches and more.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.2; original model/conv1d.py and model/group_norm.py.
 """
 
@@ -29,7 +29,7 @@ __all__ = [
 ]  # fmt: skip
 
 ROWS = 512
-"""Largest number of rows of one program."""
+"""Largest number of rows that one program computes."""
 LINES = 64  # partial sums that are merged at a time
 
 
@@ -37,7 +37,7 @@ LINES = 64  # partial sums that are merged at a time
 def _hidden(
     p_e, p_a, p_bias, i_l, i_i, E1: tl.constexpr, E2: tl.constexpr, BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr
 ):
-    """Return h of layer ``i_l`` and instrument ``i_i``, float32, zero past E_2."""
+    """Return h[l, i] of layer ``i_l`` and instrument ``i_i``, BLOCK_2 values in float32; those past E_2 are zero."""
     i_1, i_2 = tl.arange(0, BLOCK_1), tl.arange(0, BLOCK_2)
     i_a = (i_l * E2 + i_2)[:, None] * E1 + i_1[None, :]
     b_a = tl.load(p_a + i_a, mask=(i_2 < E2)[:, None] & (i_1 < E1)[None, :], other=0.0)
@@ -50,7 +50,7 @@ def generator_fwd_kernel(
     p_e, p_a, p_bias, p_k, p_k_bias, p_table, p_w, INSTRUMENTS: tl.constexpr,
     E1: tl.constexpr, E2: tl.constexpr, BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """Write the results of up to BLOCK_R rows of one layer, for all instruments."""
+    """Write w of up to BLOCK_R rows of one layer, for all instruments."""
     p_table += tl.program_id(0).to(tl.int64) * 5
     i_l, first, rows = tl.load(p_table), tl.load(p_table + 1), tl.load(p_table + 2)
     place, stride = tl.load(p_table + 3), tl.load(p_table + 4)
@@ -68,7 +68,7 @@ def generator_bwd_kernel(
     p_e, p_a, p_bias, p_k, p_table, p_dw, p_dk, p_dk_bias, p_dh, INSTRUMENTS: tl.constexpr,
     E1: tl.constexpr, E2: tl.constexpr, BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr, BLOCK_R: tl.constexpr,
 ):  # fmt: skip
-    """Compute dK and dk of this program's rows, and the partial sum of dh over these rows, (programs, I, BLOCK_2)."""
+    """Compute dK and dk of this program's rows, and the sum of dh over these rows: a row of ``p_dh`` (programs, I, BLOCK_2)."""
     p_table += tl.program_id(0).to(tl.int64) * 5
     i_l, first, rows = tl.load(p_table), tl.load(p_table + 1), tl.load(p_table + 2)
     place, stride = tl.load(p_table + 3), tl.load(p_table + 4)
@@ -94,7 +94,10 @@ def generator_finish_kernel(
     p_e, p_a, p_dh, p_programs, p_da, p_dbias, p_de, INSTRUMENTS: tl.constexpr,
     E1: tl.constexpr, E2: tl.constexpr, BLOCK_1: tl.constexpr, BLOCK_2: tl.constexpr, LINES: tl.constexpr,
 ):  # fmt: skip
-    """Compute dA, da and the term of de, (layers, I, E1), of one layer, from the partial sums of its programs (first, end)."""
+    """Compute dA and da of one layer, and its term of de, a row of ``p_de`` (layers, I, E1).
+
+    ``p_programs`` names the layer's first program and the one after its last; the partial sums of these are added up.
+    """
     i_l = tl.program_id(0).to(tl.int64)
     begin, end = tl.load(p_programs + i_l * 2), tl.load(p_programs + i_l * 2 + 1)
     i_1, i_2 = tl.arange(0, BLOCK_1), tl.arange(0, BLOCK_2)
@@ -125,7 +128,8 @@ def _sizes(e: Tensor, a: Tensor) -> dict[str, int]:
 def generator_forward(e: Tensor, a: Tensor, bias: Tensor, k: Tensor, k_bias: Tensor, table: Tensor, w: Tensor) -> None:
     """Write all generated weights into ``w``, a flat tensor.
 
-    e (I, E_1), a (layers, E_2, E_1), bias (layers, E_2), k (rows, E_2) and k_bias (rows,) are float32.
+    All tensors are float32: e (I, E_1); a (layers, E_2, E_1) and bias (layers, E_2), the A and a of the layers; k (rows, E_2)
+    and k_bias (rows,), the K and k of all rows. ``table`` (programs, 5) holds the lines that the programs read.
     """
     launch(
         generator_fwd_kernel, len(table), e,
@@ -136,7 +140,10 @@ def generator_forward(e: Tensor, a: Tensor, bias: Tensor, k: Tensor, k_bias: Ten
 def generator_backward(
     dw: Tensor, e: Tensor, a: Tensor, bias: Tensor, k: Tensor, table: Tensor, programs: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Return de, da, dbias, dk, dk_bias; ``programs`` (layers, 2): each layer's first program and the one after its last."""
+    """Return the gradients of e, a, bias, k and k_bias of :func:`generator_forward`, float32.
+
+    ``programs`` (layers, 2) holds the first program of each layer and the program after its last.
+    """
     sizes = _sizes(e, a)
     dk, dk_bias = torch.empty_like(k), torch.empty(len(k), dtype=torch.float32, device=k.device)
     dh = torch.empty(len(table), len(e), sizes["BLOCK_2"], dtype=torch.float32, device=k.device)

@@ -1,14 +1,14 @@
-"""Group norm of PReLU(x): the start of the residual stream, the only norm whose result is stored.
+"""Group norm of PReLU(x) at the start of the residual stream: the only norm whose result is stored.
 
     z = PReLU(x, slope) as stored;  y = scale (z - mean) + beta
     backward: S[n, i, c] = sum_t dy (z - mean);  D[n, i, c] = sum_t dy
               dgamma = sum_n rstd S;  dbeta = sum_n D
-              dz = scale dy + q (z - mean) + r, with M = T C / 8 values in a group and sums over its channels
+              dz = scale dy + q (z - mean) + r, with M = T C / 8 values in a group, and sums over the group's channels
                    r = -1/M sum_c scale D;  q = -rstd^2 / M sum_c scale S
               dx = dz PReLU'(x);  dslope = sum dz x where x <= 0
 
-Bytes: forward x, y once each; backward x, dy twice, dx once: 7 n I T C sizeof(dtype) in all. Memory-bound. Every sum has
-one fixed order: frames in a tile, tiles, items.
+Bytes: forward moves x and y once; backward moves x and dy twice, dx once: 7 n I T C sizeof(dtype) in all. All passes are
+memory-bound. Every sum has one fixed order: frames in a tile, tiles, items.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (prelu_2 and norm_2 after in_conv).
 """
 
@@ -21,18 +21,18 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
-from .statistics import GROUPS
-from .tile import activation, slope_of
+from .statistics import GROUPS, activation, slope_of
 
 __all__ = [
     "group_norm_backward", "group_norm_dx_kernel", "group_norm_forward", "group_norm_fwd_kernel",
-    "group_norm_sums_kernel", "norm_sums_kernel",
+    "group_norm_sums_kernel", "norm_sums", "norm_sums_kernel",
 ]  # fmt: skip
 
 
 @triton.jit
 def _place(T, C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
-    """Return the place of this program's work: its row of tiles, (item, instrument), frames and channels."""
+    """Return the place of this program's work: its tile among those of all items and instruments, the index of its item and
+    instrument, its frames and its channels."""
     blocks = tl.cdiv(C, BLOCK_C)
     row = tl.program_id(0) // blocks
     tiles = tl.cdiv(T, BLOCK_T)
@@ -43,7 +43,7 @@ def _place(T, C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr):
 
 @triton.jit
 def _load(p_x, n, i, t, i_ni, i_t, i_c, mask, ALIGN: tl.constexpr, INSTRUMENTS: tl.constexpr):
-    """Load a tile of an activation with strides ``n``, ``i``, ``t`` in units of ALIGN elements."""
+    """Load frames ``i_t`` and channels ``i_c`` of an activation, whose strides ``n``, ``i``, ``t`` count ALIGN elements."""
     p_x += (i_ni // INSTRUMENTS) * (n.to(tl.int64) * ALIGN) + (i_ni % INSTRUMENTS) * (i.to(tl.int64) * ALIGN)
     return tl.load(p_x + i_t[:, None] * (t.to(tl.int64) * ALIGN) + i_c[None, :], mask=mask, other=0.0)
 
@@ -72,7 +72,7 @@ def group_norm_sums_kernel(
     p_dy, p_x, p_slope, p_affine, p_sums, T, dy_n, dy_i, dy_t, x_n, x_i, x_t,
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, ALIGN: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Compute S and D of one tile and BLOCK_C channels, as rows of (n, I, tiles, 2, C)."""
+    """Compute S and D of one tile and BLOCK_C channels; write them as the two rows of ``p_sums`` (n, I, tiles, 2, C)."""
     row, i_ni, i_t, i_c = _place(T, C, BLOCK_T, BLOCK_C)
     m_c = i_c < C
     mask = (i_t < T)[:, None] & m_c[None, :]
@@ -88,7 +88,8 @@ def group_norm_sums_kernel(
 def norm_sums_kernel(
     p_sums, p_affine, p_out, T, C: tl.constexpr, GROUPS: tl.constexpr, TILE: tl.constexpr, BLOCK_C: tl.constexpr
 ):
-    """Compute q, r and the item's terms of dgamma and dbeta, rows of (n, I, 4, C), of one group of one item and instrument."""
+    """Compute the four rows of ``p_out`` (n, I, 4, C) for one group of one item and instrument: q, r, and the item's terms of
+    dgamma and dbeta."""
     i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     width = C // GROUPS
     tiles = tl.cdiv(T, TILE)
@@ -137,6 +138,20 @@ def group_norm_dx_kernel(
     tl.store(p_dslope + tl.program_id(0), tl.sum(tl.where((b_x > 0) | ~mask, 0.0, b_dz * b_x)))
 
 
+def norm_sums(sums: Tensor, affine: Tensor, frames: int) -> Tensor:
+    """Return the rows q, r, and the items' terms of dgamma and dbeta, (n, I, 4, C) float32.
+
+    ``sums`` (n, I, tiles, 2, C) holds S and D of every tile of ``frames`` frames in all.
+    """
+    n, instruments, _, _, channels = sums.shape
+    norm = torch.empty(n, instruments, 4, channels, dtype=torch.float32, device=sums.device)
+    launch(
+        norm_sums_kernel, n * instruments * GROUPS, sums, p_sums=sums, p_affine=affine, p_out=norm, T=frames, C=channels,
+        GROUPS=GROUPS, TILE=TILE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
+    )  # fmt: skip
+    return norm
+
+
 def group_norm_forward(x: Tensor, slope: Tensor, affine: Tensor, beta: Tensor) -> Tensor:
     """Return y (n, I, T, C) in x's dtype; ``x`` (n, I, T, C) has unit stride along channels."""
     n, instruments, frames, channels = x.shape
@@ -159,7 +174,6 @@ def group_norm_backward(dy: Tensor, x: Tensor, slope: Tensor, affine: Tensor) ->
     tiles, block, align = -(-frames // TILE), channel_block(channels), alignment(dy, x)
     programs = n * instruments * tiles * -(-channels // block)
     sums = torch.empty(n, instruments, tiles, 2, channels, dtype=torch.float32, device=x.device)
-    norm = torch.empty(n, instruments, 4, channels, dtype=torch.float32, device=x.device)
     dslope = torch.empty(programs, dtype=torch.float32, device=x.device)
     dx = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)
     shared = {
@@ -167,9 +181,6 @@ def group_norm_backward(dy: Tensor, x: Tensor, slope: Tensor, affine: Tensor) ->
         "C": channels, "INSTRUMENTS": instruments, "ALIGN": align, "BLOCK_T": TILE, "BLOCK_C": block, "num_warps": 4,
     }  # fmt: skip
     launch(group_norm_sums_kernel, programs, x, p_sums=sums, **shared)
-    launch(
-        norm_sums_kernel, n * instruments * GROUPS, x, p_sums=sums, p_affine=affine, p_out=norm, T=frames, C=channels,
-        GROUPS=GROUPS, TILE=TILE, BLOCK_C=power_of_two(channels // GROUPS), num_warps=1,
-    )  # fmt: skip
+    norm = norm_sums(sums, affine, frames)
     launch(group_norm_dx_kernel, programs, x, p_norm=norm, p_dx=dx, p_dslope=dslope, **shared)
     return dx, dslope.sum(0, keepdim=True), norm[:, :, 2].sum(0), norm[:, :, 3].sum(0)

@@ -1,4 +1,4 @@
-"""Start kernels (nothing else does), and choose their tiles, strides and options."""
+"""Start kernels, and choose their tiles, strides and options. All kernels are started here."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ __all__ = [
 ]  # fmt: skip
 
 TILE = 128
-"""Frames that one program handles, and over which one partial statistic is taken. All kernels rely on this number:
-the number of frames in a partial follows from the position of the partial, so it is not stored."""
+"""Number of frames that one program handles, and over which one partial statistic is taken. All kernels rely on this number:
+how many frames a partial covers is not stored, but follows from the partial's position."""
 
 LITTLE = 99 * 1024
 """Bytes of shared memory that a program may use on GPUs of compute capability 8.6, 8.9 and 12.0."""
@@ -27,28 +27,29 @@ AMD_STAGES = 2
 """Largest number of stages of a loop of products on AMD GPUs, most of which have only 64 KiB of shared memory for operands."""
 
 COMPILING = 1.0
-"""Seconds: a first launch that takes longer has compiled its program; a shorter one has read it from Triton's cache."""
+"""Seconds. A first launch that takes longer has compiled its program; a shorter one has read it from Triton's cache."""
 
 COLUMN_TILES = ((128, 32), (128, 0), (64, 0), (32, 0), (16, 0))
 """Columns of a product that one program computes, (main, tail), widest first. Main and tail must be powers of two.
-For four-byte values the sum is at most 64: with more, products and the backward's epilogue do not fit the registers."""
+For four-byte values main + tail is at most 64: wider products and their backward do not fit the registers."""
 
 ACCEPTED_WASTE = 0.04
-"""Largest accepted ratio of idle to used columns. A wider tile reads the other operand less often."""
+"""Largest accepted ratio of idle to used columns. Idle columns can pay off: a wider tile reads the other operand less often."""
 
 
 def power_of_two(n: int, least: int = 16) -> int:
-    """Return the smallest power of two that is at least ``n`` and at least ``least``, itself a power of two."""
+    """Return the smallest power of two that is at least ``n`` and at least ``least``. ``least`` must be a power of two."""
     return max(least, 1 << (n - 1).bit_length())
 
 
 def column_tile(columns: int, dtype: torch.dtype, tail: bool = True) -> tuple[int, int]:
-    """Return main and tail width for a product with ``columns`` columns.
+    """Return main and tail width of a program's tile, for a product with ``columns`` columns.
 
-    This is the widest tile whose ratio of idle to used columns is at most ACCEPTED_WASTE, or else the tile with the least.
-    Two-byte dtypes: 160 columns take one program of 128 + 32, no column idle; 440: 7 of 64, 1.8 %; 880: 7 of 128, 1.8 %;
-    1540: 10 of 128 + 32, 3.9 %; 1760: 11 of 128 + 32, no column idle. Padded to a power of two, 160 would waste 60 % and
-    1540 33 %. Four-byte dtypes, or ``tail=False``: 160 columns take 5 programs of 32, no column idle.
+    This is the widest tile whose ratio of idle to used columns is at most ACCEPTED_WASTE. If every tile has a larger ratio, it
+    is the tile with the smallest one. For two-byte dtypes, 160 columns take one program of 128 + 32 columns, of which none is
+    idle; 440 take 7 programs of 64 (1.8 % idle); 880 take 7 of 128 (1.8 %); 1540 take 10 of 128 + 32 (3.9 %); 1760 take 11 of
+    128 + 32 (none). Padded to a power of two, 160 columns would waste 60 %, and 1540 columns 33 %. For four-byte dtypes, or
+    with ``tail=False``, 160 columns take 5 programs of 32, and no column is idle.
     """
 
     def waste(tile: tuple[int, int]) -> float:
@@ -60,7 +61,7 @@ def column_tile(columns: int, dtype: torch.dtype, tail: bool = True) -> tuple[in
 
 
 def channel_block(channels: int) -> int:
-    """Return how many channels a program of a memory-bound kernel takes: 32 in a row fill whole sectors in every dtype."""
+    """Return how many channels a program of a memory-bound kernel takes: at most 32, which fill whole sectors in any dtype."""
     return min(32, power_of_two(channels))
 
 
@@ -71,11 +72,11 @@ class Recording(NamedTuple):
     """The state while launches are recorded instead of started."""
 
     write: Callable[[Any, int, dict[str, Any]], object]
-    """Function that is called with the kernel, the number of programs and the arguments of each launch."""
+    """A function; each launch calls it with the kernel, the number of programs and the arguments."""
     capability: int
-    """Compute capability, without the point, for which launchers choose tiles and options; 0 if no GPU is given."""
+    """Compute capability (90 for 9.0) for which launchers choose tiles and options; 0 for no particular GPU."""
     amd: str = ""
-    """AMD architecture, such as gfx942, for which launchers choose; empty for other GPUs."""
+    """AMD architecture, such as gfx942, for which launchers choose tiles and options; empty for other GPUs."""
 
 
 recording: Recording | None = None
@@ -118,10 +119,10 @@ def _architecture(device: torch.device) -> str:
 
 
 def products(tf32: bool, device: torch.device) -> str:
-    """Return Triton's ``input_precision`` for float32 operands: ``tf32`` if asked for and supported, else ``ieee``.
+    """Return Triton's ``input_precision`` for float32 operands: ``tf32`` if it is wanted and supported, else ``ieee``.
 
-    NVIDIA GPUs support TF32. Of AMD's architectures only gfx942 does; for the others Triton raises an error. The value has
-    no effect on two-byte operands.
+    NVIDIA GPUs support TF32. Of AMD's architectures only gfx942 supports it; for the others Triton raises an error. The value
+    has no effect on two-byte operands.
     """
     if tf32 and on_amd():
         tf32 = (_architecture(device) if recording is None else recording.amd) == "gfx942"
@@ -136,9 +137,9 @@ def exact_products() -> str:
 def register_limit(registers: int, x: Tensor, products: bool = True) -> dict[str, int]:
     """Return the launch option that limits a thread to ``registers``: with 128, two blocks of 8 warps share a multiprocessor.
 
-    The limit suits kernels that need no more registers, but use more to load earlier. If tensor cores take operands from
-    registers, or are not used, products need more registers and would spill to local memory: then there is no option. There is
-    also no option on AMD GPUs, whose compiler does not have this one.
+    The limit suits kernels that need no more registers, but would use more to load values earlier. If tensor cores take
+    operands from registers, or are not used, products need more registers and would spill to local memory: then return no
+    option. Return no option on AMD GPUs either: their compiler does not know this one.
     """
     if products and not (x.dtype == torch.bfloat16 and operands_in_shared_memory(x.device)):
         return {}
@@ -148,16 +149,17 @@ def register_limit(registers: int, x: Tensor, products: bool = True) -> dict[str
 def alignment(*activations: Tensor | None) -> int:
     """Return 8, which allows 16-byte loads, if all strides of the activations are divisible by 8 elements; else 1.
 
-    Triton itself only checks whether a stride is divisible by 16. 440 is not, and some lengths would be compiled again.
+    Triton itself only checks whether a stride is divisible by 16. A stride of 440 is not divisible by 16, and for some lengths
+    Triton would compile a kernel again.
     """
     found = [stride for x in activations if x is not None for stride in x.stride()[:3]]
     return 8 if all(stride % 8 == 0 for stride in found) else 1
 
 
 def strides(align: int, **activations: Tensor | None) -> dict[str, int]:
-    """Return the arguments ``x_n``, ``x_i``, ``x_t`` for an activation named ``x``: strides in units of ``align`` elements.
+    """Return three kernel arguments for each activation: for ``x`` the strides ``x_n``, ``x_i``, ``x_t``.
 
-    The strides of an activation that is None are 0.
+    Strides are in units of ``align`` elements. The strides of an activation that is None are 0.
     """
     return {
         f"{name}_{axis}": 0 if x is None else x.stride(dim) // align
@@ -167,7 +169,7 @@ def strides(align: int, **activations: Tensor | None) -> dict[str, int]:
 
 
 def launch(kernel: Any, programs: int, device_of: Tensor, **arguments: Any) -> None:
-    """Start ``programs`` programs of ``kernel`` on the device of ``device_of``; 0 programs are not an error."""
+    """Start ``programs`` programs of ``kernel`` on the device of ``device_of``. If ``programs`` is 0, do nothing."""
     if programs == 0:
         return
     if on_amd() and arguments.get("num_stages", 0) > AMD_STAGES:
@@ -184,8 +186,8 @@ def launch(kernel: Any, programs: int, device_of: Tensor, **arguments: Any) -> N
 
 
 _programs: dict[Any, tuple[tuple[tuple[str, bool, bool], ...], dict[Any, Any]]] = {}
-"""For each kernel's function: its parameters (name, whether it is a constant, whether Triton specialises it for 1 and multiples
-of 16), and the compiled programs by everything that they are specialised for."""
+"""For each kernel's function: its parameters, and its compiled programs. A parameter is a name, whether it is a constant, and
+whether Triton specialises it for 1 and for multiples of 16. The key of a program is all that the program is specialised for."""
 
 
 def _start(kernel: Any, programs: int, index: int | None, arguments: dict[str, Any]) -> None:
@@ -193,7 +195,7 @@ def _start(kernel: Any, programs: int, index: int | None, arguments: dict[str, A
 
     Triton takes 40 microseconds to find the program for the arguments. The program depends on the constants, the dtypes,
     whether pointers are multiples of 16 bytes, and whether integers are 1, a multiple of 16 or too large for 32 bits. If
-    all of these were seen before, the compiled program is started directly.
+    this combination has occurred before, start its compiled program directly.
     """
     if not hasattr(kernel, "params"):  # Triton's interpreter does not compile
         kernel[(programs,)](**arguments)
@@ -225,7 +227,7 @@ def _start(kernel: Any, programs: int, index: int | None, arguments: dict[str, A
 
 @functools.cache
 def _say_that_kernels_are_compiled() -> None:
-    """Log one warning in each process."""
+    """Log a warning at the first call in a process."""
     logger.warning(
         "Triton compiles the kernels for this GPU, which takes a while; `metatasnet-fast precompile` does it beforehand"
     )

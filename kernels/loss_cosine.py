@@ -1,19 +1,21 @@
-"""Cosine similarities along channels of the encoded sources: between instruments, and from item to item; and the gradient.
+"""Cosine similarities of the encoded sources along channels, between instruments and between items; and their gradient.
 
-    n_i = |x_i|, c_i = max(n_i, 1e-8)
+    x_i: the latent of instrument i at one frame of one item, C channels;  n_i = |x_i|, c_i = max(n_i, 1e-8)
     between instruments i < j of one item, both not silent:  sum_c |x_i| |x_j| / (c_i c_j)
-    with the item before, p, both not silent:                sum_c x_i p_i / (c_i c(p_i))
-    dx_i = sign(x_i) sum_j A_ij |x_j| + A_p p_i + A_n y_i - B_i x_i, y the item after, g the scales of the two terms
-           A_ij = g / (c_i c_j), A_p, A_n alike;  B_i = (sum of g cos_i.) / (c_i n_i), 0 where n_i = 0
+    with p_i of the item before, both not silent:            sum_c x_i p_i / (c_i c(p_i))
+    dx_i = sign(x_i) sum_j A_ij |x_j| + A_p p_i + A_y y_i - B_i x_i, y_i of the item after
+           A_ij = g / (c_i c_j), A_p and A_y likewise, g the factor of the cosine in the loss
+           B_i = (sum of g times the cosines of x_i) / n_i^2, 0 where n_i < 1e-8
 
-The items form a ring, or the first item is carried: it is the item before the batch, compared only with the item after it.
-The I instruments of a frame are rows of one tile. Each has partners k = 1 .. I // 2 places further in a ring of instruments; a
-partner at I / 2 counts half from either side. Forward saves I // 2 + 2 numbers for each frame and instrument: n, the products
-with the partners, and the product with the item before. It is one pass: it reads the partners' norms from the saved numbers.
-Backward is one pass, too.
+The items form a ring. Or the first item is carried: it is the item before the batch, compared only with the item after it.
+The I instruments of a frame are rows of one tile. Each has partners 1 to I // 2 places further in a ring of instruments; a
+partner I / 2 places further is met from both sides, and counts half each time. Forward saves I // 2 + 2 numbers for each frame
+and instrument: n, the products with the partners, and the product with the item before. It takes one pass, in which it reads
+the norms of the partners from the saved numbers. Backward takes one pass, too.
 
-Bytes: x once forward (partners and the item before come from the caches: items of one tile of frames are neighbours), x once
-backward, dx written: 3 n I T C sizeof(dtype). FLOPs: (6.5 I + 10) n I T C. Memory-bound to about 8 instruments.
+Bytes: forward reads x once, as partners and the item before come from the caches (items of one tile of frames are neighbours);
+backward reads x once and writes dx: 3 n I T C sizeof(dtype). FLOPs: (6.5 I + 10) n I T C. Memory-bound up to about 8
+instruments.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.4; original utility/loss.py.
 """
 
@@ -31,14 +33,14 @@ from .launch import alignment, launch, power_of_two, strides
 __all__ = ["cosine_backward", "cosine_bwd_kernel", "cosine_forward", "cosine_fwd_kernel"]
 
 ROWS = 16
-"""Rows of a program (instruments times frames), at least one frame of all instruments."""
+"""Number of rows of a program, instruments times frames. A program has more rows if one frame of all instruments needs more."""
 BLOCK_C = 64
 EPSILON = tl.constexpr(1e-8)
 
 
 @triton.jit
 def _place(T, ITEMS, INSTRUMENTS: tl.constexpr, BLOCK_I: tl.constexpr, FRAMES: tl.constexpr):
-    """Return this program's item, the items before and after, and the instrument, frame and mask of each row."""
+    """Return the place of this program's work: item, the items before and after, and each row's instrument, frame and mask."""
     i_n, i_tile = tl.program_id(0) % ITEMS, tl.program_id(0) // ITEMS
     i_row = tl.arange(0, BLOCK_I * FRAMES)
     i_i, i_t = i_row // FRAMES, i_tile * FRAMES + i_row % FRAMES
@@ -60,13 +62,16 @@ def _sounds(p_mask, i_n, i_i, m_row, INSTRUMENTS: tl.constexpr):
 
 @triton.jit
 def _cosine(b_product, b_norm, b_other):
-    """Return products of two rows divided by both norms, each norm at least 1e-8."""
+    """Return the cosines: the products of two rows, divided by both norms. A norm below 1e-8 is replaced by 1e-8."""
     return b_product / (tl.maximum(b_norm, EPSILON) * tl.maximum(b_other, EPSILON))
 
 
 @triton.jit
 def _kept(p_saved, i_n, i_i, i_t, T, WHICH: tl.constexpr, m_row, INSTRUMENTS: tl.constexpr):
-    """Load number WHICH that the forward saved for item ``i_n``, instrument ``i_i``: 0 the norm, then the products."""
+    """Load one of the numbers that the forward saved for item ``i_n`` and instrument ``i_i``.
+
+    WHICH = 0 is the norm, 1 to I // 2 are the products with the partners, I // 2 + 1 is the product with the item before.
+    """
     DISTANCES: tl.constexpr = INSTRUMENTS // 2
     p_row = p_saved + ((i_n.to(tl.int64) * T + i_t) * INSTRUMENTS + i_i) * (DISTANCES + 2)
     return tl.load(p_row + WHICH, mask=m_row, other=0.0)
@@ -78,7 +83,10 @@ def cosine_fwd_kernel(
     C: tl.constexpr, INSTRUMENTS: tl.constexpr, CARRIED: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_I: tl.constexpr, FRAMES: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write the saved rows (items, T, I, I // 2 + 2) and partial sums of both terms (programs, 2) of FRAMES frames."""
+    """Compute FRAMES frames of the saved numbers (items, T, I, I // 2 + 2), and a row of partial sums (programs, 2).
+
+    The two sums are those of the cosines between instruments and between items.
+    """
     DISTANCES: tl.constexpr = INSTRUMENTS // 2
     i_n, i_before, _, i_i, i_t, m_row = _place(T, ITEMS, INSTRUMENTS, BLOCK_I, FRAMES)
     x_n, x_i, x_t = x_n.to(tl.int64) * ALIGN, x_i.to(tl.int64) * ALIGN, x_t.to(tl.int64) * ALIGN
@@ -109,7 +117,7 @@ def cosine_fwd_kernel(
     b_items = _cosine(b_with, b_norm, tl.sqrt_rn(tl.sum(b_before, 1)))
     b_items = tl.where(b_own & _sounds(p_mask, i_before, i_i, m_row, INSTRUMENTS), b_items, 0.0)
     b_pairs = tl.zeros_like(b_items)
-    tl.debug_barrier()  # other rows have written the partners' norms
+    tl.debug_barrier()  # wait until other rows have written the norms of the partners
     for k in tl.static_range(1, DISTANCES + 1):
         i_k = (i_i + k) % INSTRUMENTS
         b_with = tl.sum(pairs[k - 1], 1)
@@ -124,7 +132,7 @@ def cosine_fwd_kernel(
 
 @triton.jit
 def _weight(p_saved, p_mask, i_n, i_i, i_t, T, scale, m_row, INSTRUMENTS: tl.constexpr):
-    """Return scale / c_j of each row's partner (i_n, i_i), 0 if the partner is silent."""
+    """Return ``scale`` / c of the latent (i_n, i_i) with which each row is compared; 0 if that latent is silent."""
     DISTANCES: tl.constexpr = INSTRUMENTS // 2
     p_norm = p_saved + ((i_n.to(tl.int64) * T + i_t) * INSTRUMENTS + i_i) * (DISTANCES + 2)
     b_norm = tl.load(p_norm, mask=m_row, other=1.0)
@@ -154,7 +162,7 @@ def cosine_bwd_kernel(
     b_after = _weight(p_saved, p_mask, i_after, i_i, i_t, T, after, m_sounds, INSTRUMENTS)
     b_radial = b_before * _kept(p_saved, i_n, i_i, i_t, T, DISTANCES + 1, m_row, INSTRUMENTS)
     b_radial += b_after * _kept(p_saved, i_after, i_i, i_t, T, DISTANCES + 1, m_row, INSTRUMENTS)
-    weights = ()  # for the instruments k places further and k places before, alternately
+    weights = ()  # alternately for the instrument k places further and for the one k places before
     for k in tl.static_range(1, DISTANCES + 1):
         i_k = (i_i + k) % INSTRUMENTS
         b_weight = _weight(p_saved, p_mask, i_n, i_k, i_t, T, pairs, m_sounds, INSTRUMENTS)
@@ -199,9 +207,10 @@ def _layout(x: Tensor, carried: int) -> tuple[int, dict[str, int]]:
 
 
 def cosine_forward(x: Tensor, mask: Tensor, carried: int) -> tuple[Tensor, Tensor]:
-    """Return the saved rows (items, T, I, I // 2 + 2) and partial sums of both terms (programs, 2), both float32.
+    """Return the saved numbers (items, T, I, I // 2 + 2) and the partial sums (programs, 2), both float32.
 
-    ``x`` (items, I, T, C), ``mask`` (items, I) float32; ``carried`` is 1 if the first item is the one before the batch, else 0.
+    The two sums are those of the cosines between instruments and between items. ``x`` is (items, I, T, C). ``mask`` (items, I)
+    is float32, 0 for a silent source. ``carried`` is 1 if the first item is the one before the batch, else 0.
     """
     items, instruments, frames, _ = x.shape
     programs, arguments = _layout(x, carried)
@@ -212,7 +221,7 @@ def cosine_forward(x: Tensor, mask: Tensor, carried: int) -> tuple[Tensor, Tenso
 
 
 def cosine_backward(dloss: Tensor, scales: Tensor, x: Tensor, mask: Tensor, saved: Tensor, carried: int) -> Tensor:
-    """Return dx (items, I, T, C) in x's dtype."""
+    """Return dx (items, I, T, C) in x's dtype. ``scales`` (I + 3,) holds the two factors of the cosines in its last places."""
     dx = torch.empty(x.shape, dtype=x.dtype, device=x.device)
     programs, arguments = _layout(x, carried)
     launch(

@@ -1,16 +1,18 @@
-"""The end of the network in inference: mask_output, masks, product with the latent; mask_output's result is not stored.
+"""Run the end of the masking network in inference: mask_output, whose result m is not stored, masks, product with the latent.
 
-    m[n, i, t, c] = sum_k W'[n, i, c, k] x[n, i, t, k] + b'[n, i, c], W', b' folded as in pointwise.py
+    m[n, i, t, c] = sum_k W'[n, i, c, k] x[n, i, t, k] + b'[n, i, c], W' and b' folded as in pointwise.py
     partials[n, i, tile, :, c] = (mean, M2) of PReLU(m, slope)                    first launch: m is not stored
     y[n, i, t, c] = p[n, i, t, c] latent[n, t, c], p from m as in mask_tail.py    second launch: m is computed again
 
-The first launch computes W' x^T, with the operands exchanged: a thread then holds many frames of few channels, and a sum over
-frames needs few shuffles; tiles inside the signal need no masks. A program of the second launch holds its frames of x, for all
-instruments, in shared memory and loops over the channels.
-Bytes: x twice, the latent and y once: n T (2 I K + (I + 1) C) sizeof(dtype); storing m would take n T (I K + (3 I + 1) C).
-From L2: the weights once for each tile of either launch. FLOPs: 4 n I T K C, twice mask_output's. m is not rounded.
-On an H100 the last stage of a song is predicted at 1.0 and 2.1 ms, bound by products and by the cache (9 and 18 instructions a
-value; 164 and 254 registers, two tiles a multiprocessor and one). mask_output and mask_tail are predicted at 2.4 and 2.5 ms.
+The first launch computes W' x^T, so its operands are exchanged. A thread then holds many frames of few channels, and a sum over
+frames needs few shuffles. Tiles inside the signal need no masks. A program of the second launch holds its frames of x, for all
+instruments, in shared memory, and loops over the channels.
+Bytes: x twice, the latent and y once: n T (2 I K + (I + 1) C) sizeof(dtype). If m were stored, they would be n T (I K +
+(3 I + 1) C) sizeof(dtype). The weights come from L2, once for each tile of either launch. FLOPs: 4 n I T K C, twice those of
+mask_output. m is not rounded.
+On an H100 the two launches are predicted to take 1.0 and 2.1 ms at the last stage of a song. Products limit the first, the
+cache the second (9 and 18 instructions a value; 164 and 254 registers, two tiles and one on a multiprocessor). mask_output and
+mask_tail, which store m, are predicted to take 2.4 and 2.5 ms.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (mask_output, prelu_4, norm_4, softmax).
 """
 
@@ -25,26 +27,25 @@ from torch import Tensor
 
 from .launch import TILE, alignment, launch, little_shared_memory, operands_in_shared_memory, power_of_two, strides
 from .mask_tail import PER_LN_2, shares
-from .statistics import new_statistics
-from .tile import prelu, slope_of
+from .statistics import new_statistics, prelu, slope_of
 
 __all__ = [
     "mask_statistics", "mask_statistics_kernel", "masked_latent", "masked_latent_kernel", "serves",
 ]  # fmt: skip
 
 MAIN, TAIL = 128, 32
-"""Largest number of channels of x, as main and tail."""
+"""Largest number of channels of x, in two parts: main and tail of a tile."""
 STATISTICS = {"BLOCK_C": 64, "num_warps": 4, "num_stages": 2}
 MASKS = {"BLOCK_T": 64, "BLOCK_C": 32, "num_warps": 4, "num_stages": 2}
 NARROW = 16
-"""BLOCK_C where tensor cores take the first operand from registers."""
+"""Number of channels BLOCK_C that are computed at a time, where tensor cores take the first operand from registers."""
 MOST_INSTRUMENTS = 4
 """Largest number of instruments whose frames of x fit into shared memory."""
 
 
 @triton.jit
 def _weights(p_w, i_c, i_k, C: tl.constexpr, K: tl.constexpr):
-    """Load the weights of channels ``i_c`` and inputs ``i_k``, (channels, inputs)."""
+    """Load the weights W' of channels ``i_c`` and inputs ``i_k``, as (channels, inputs)."""
     return tl.load(p_w + i_c[:, None] * K + i_k[None, :], mask=(i_c < C)[:, None] & (i_k < K)[None, :], other=0.0)
 
 
@@ -53,8 +54,11 @@ def _all_moments(
     b_x, b_x_tail, p_w, p_bias, p_statistics, slope, m_t, count, i_k, i_tail,
     C: tl.constexpr, K: tl.constexpr, TAIL_K: tl.constexpr, BLOCK_C: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
-    """Write the moments of all channels over a tile's ``count`` frames. INSIDE: all frames of the tile are in the signal."""
-    # For a last tile do not load ahead: the two versions of this loop do not share their shared memory.
+    """Write the partials of all channels over the ``count`` frames of a tile.
+
+    INSIDE says that all frames of the tile are in the signal.
+    """
+    # In the last tile do not load ahead: the two versions of this loop do not use the same shared memory.
     for c in tl.range(0, C, BLOCK_C, num_stages=None if INSIDE else 1):
         i_c = c + tl.arange(0, BLOCK_C)
         m_c = i_c < C
@@ -136,7 +140,7 @@ def masked_latent_kernel(
         x = x + (tl.load(p_own + i_k[None, :], mask=m_t & (i_k < K)[None, :], other=0.0),)
         if TAIL_K > 0:
             tails = tails + (tl.load(p_own + i_tail[None, :], mask=m_t & (i_tail < K)[None, :], other=0.0),)
-    # PReLU(m) = (1 + slope) / 2 m + (1 - slope) / 2 |m|: PReLU and norm together are two instructions a value.
+    # PReLU(m) = (1 + slope) / 2 m + (1 - slope) / 2 |m|, so PReLU and norm together take two instructions for each value.
     slope = slope_of(p_slope)
     straight, bent = (0.5 + 0.5 * slope) * PER_LN_2, (0.5 - 0.5 * slope) * PER_LN_2
     for c in range(0, C, BLOCK_C):
@@ -165,10 +169,10 @@ def masked_latent_kernel(
 
 
 def serves(x: Tensor) -> bool:
-    """Return whether both kernels accept activations (n, I, T, K) of x's dtype and sizes, on x's device.
+    """Return whether both kernels serve activations (n, I, T, K) like ``x``: its dtype, sizes and device.
 
-    A program keeps its frames of x and the weights of the next steps in shared memory: 99 KiB are too few. 99 KiB suffice for
-    half of the frames, but then storing m is faster (predicted for a song on an RTX 4090: 28 ms instead of 33).
+    A program keeps its frames of x and the weights of the next steps in shared memory, for which 99 KiB are too few. They would
+    suffice for half of the frames, but then storing m is faster (predicted for a song on an RTX 4090: 28 ms instead of 33).
     """
     fits = x.shape[3] <= MAIN + TAIL and x.shape[1] <= MOST_INSTRUMENTS and not little_shared_memory(x.device)
     return fits and x.dtype.itemsize == 2
@@ -180,9 +184,10 @@ def _columns(inputs: int) -> dict[str, int]:
 
 
 def mask_statistics(x: Tensor, folded: Tensor, bias: Tensor, slope: Tensor) -> Tensor:
-    """Return the partials (n, I, tiles, 2, C) of PReLU(m, slope); ``x`` (n, I, T, K) has unit stride along channels.
+    """Return the partials (n, I, tiles, 2, C) of PReLU(m, slope), float32.
 
-    ``folded`` (n, I, C, K) in x's dtype and ``bias`` (n, I, C) are those of ``fold_weights``, the rows of the bias added up.
+    ``x`` (n, I, T, K) has unit stride along channels. ``folded``, W' (n, I, C, K), is in x's dtype; ``bias``, b' (n, I, C), is
+    float32. Both come from ``pointwise.fold_weights``, whose rows of the bias must be added up.
     """
     n, instruments, frames, inputs = x.shape
     channels, align = folded.shape[2], alignment(x)
@@ -198,7 +203,11 @@ def mask_statistics(x: Tensor, folded: Tensor, bias: Tensor, slope: Tensor) -> T
 def masked_latent(
     x: Tensor, folded: Tensor, bias: Tensor, slope: Tensor, affine: Tensor, latent: Tensor, softmax: int
 ) -> Tensor:
-    """Return y (n, I, T, C) in x's dtype; ``latent`` (n, 1, T, C); ``affine`` (n, I, 4, C) is that of the norm of PReLU(m)."""
+    """Return y (n, I, T, C) in x's dtype.
+
+    ``affine`` (n, I, 4, C) belongs to the norm of PReLU(m). ``latent`` is (n, 1, T, C). The other arguments are as for
+    :func:`mask_statistics`.
+    """
     n, instruments, frames, inputs = x.shape
     channels, align = folded.shape[2], alignment(x, latent)
     y = torch.empty(n, instruments, frames, channels, dtype=x.dtype, device=x.device)

@@ -1,20 +1,21 @@
-"""Transposed filter bank: frames of samples are added where they overlap; the frames themselves are never written.
+"""Transposed filter bank: frames of samples are added where they overlap. The frames themselves are never written.
 
     signal[n, s] = sum over t, k with t stride + k - padding = s of sum_c x[n, t, c] bank[c, k]
-    gathered:  s + padding = q stride + r, 0 <= r < stride:
-               signal[n, s] = sum_{j < J} sum_c x[n, q - j, c] bank[c, r + j stride],  J = ceil(K / stride)
+    as a gather, for s + padding = q stride + r with 0 <= r < stride:
+        signal[n, s] = sum_{j < J} sum_c x[n, q - j, c] bank[c, r + j stride],  J = ceil(K / stride)
 
-So this is a product with J stride columns; part j of row q - j is added to row q. Each sample has one writer: no atomics, a
-fixed order. A program keeps all J parts of its samples in accumulators, so that a frame is read once for all parts, and shifts
-the rows of the parts at the end. The first J - 1 of its frames only complete the rows of the others.
-It is the decoder's last step, and also computes the gradient of the signal for any filter bank.
+So this is a product with J stride columns, in which part j of row q - j is added to row q. Each sample has one writer, so there
+are no atomics, and the order of every sum is fixed. A program keeps all J parts of its samples in accumulators, so that a frame
+is read once for all parts. At the end it shifts the rows of the parts. The first J - 1 frames of a program only complete the
+rows of its other frames. The overlap-add is the decoder's last step, and also the gradient of the signal of any filter bank.
 
-Bytes: x once from memory, n T C sizeof(dtype); signal n T stride 4; from L2 the bank once a program: at stage 3 in bfloat16
-11 KB a frame if tensor cores take both operands from shared memory, else 23 KB. FLOPs: 2 n T C K: 80 FLOP a byte at stage 1 in
-bfloat16, memory-bound; 320 at stage 3. On an H100 stage 3 of a song is predicted at 1.7 ms, bound by the cache. There one
-program fills a multiprocessor's registers (203), at the other stages two or three do.
-Idle columns: stride 20 takes 24, so 17 % of the tensor cores idle; 40 and 80: 0 %. Idle rows: J - 1 of 128 or 64. Idle
-channels: C = 392, 776, 1544 in blocks of 32: 6, 3, 2 %. The channels of the decoder's shorter filters come first. At stage 3
+Bytes: x once from memory, n T C sizeof(dtype); the signal, n T stride 4; the bank from L2 once for each program. At stage 3 in
+bfloat16 the bank takes 11 KB a frame if tensor cores take both operands from shared memory, else 23 KB. FLOPs: 2 n T C K. In
+bfloat16 these are 80 FLOP a byte at stage 1, which is memory-bound, and 320 at stage 3. On an H100 stage 3 of a song is
+predicted to take 1.7 ms, limited by the cache. There one program fills a multiprocessor's registers (203 a thread); at the
+other stages two or three do.
+Idle columns: a stride of 20 takes 24 columns, so 17 % are idle; at 40 and 80 none is. Idle rows: J - 1 of 128 or 64. Idle
+channels: of C = 392, 776, 1544 in blocks of 32, 6, 3, 2 %. The channels of the decoder's shorter filters come first. At stage 3
 these channels are multiplied only by the parts that the shorter filters reach: 57 % of the products of all parts.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2.3; original model/decoder.py (filters).
 """
@@ -35,18 +36,19 @@ __all__ = ["overlap_add", "overlap_add_kernel", "sample_tile"]
 
 
 WIDE, NARROW = (128, 320), (64, 160)
-"""Frames that one program multiplies, and its largest number of taps of the bank: as many as the registers hold, to read frames
-and bank seldom. WIDE is used if tensor cores take both operands from shared memory."""
+"""Number of frames that one program multiplies, and its largest number of taps of the bank. They are as large as the registers
+allow, so that frames and bank are read seldom. WIDE is used if tensor cores take both operands from shared memory."""
 
 TILES = ((64, 16), (64, 0), (32, 16), (32, 8), (32, 0), (16, 8), (16, 0))
 NARROWEST = 8 if tuple(map(int, triton.__version__.split(".")[:2])) >= (3, 5) else 16
-"""Smallest number of columns of a product: Triton 3.4, which comes with GPU builds of torch 2.8, refuses 8 on NVIDIA GPUs."""
+"""Smallest number of columns of a product. Triton 3.4, which comes with GPU builds of torch 2.8, refuses 8 on NVIDIA GPUs."""
 
 
 def sample_tile(stride: int, widest: int = sum(TILES[0]), narrowest: int = NARROWEST) -> tuple[int, int]:
-    """Return main and tail width for ``stride`` columns: the tile with the fewest idle columns, the widest if several have.
+    """Return main and tail width of the tile with the fewest idle columns, for ``stride`` columns.
 
-    The tile is at most ``widest`` wide if such a tile exists. The tail is 0 or at least ``narrowest``.
+    Of several such tiles, this is the widest. It is at most ``widest`` columns wide, if such a tile exists. The tail is 0 or at
+    least ``narrowest``.
     """
     tiles = [tile for tile in TILES if tile[1] == 0 or tile[1] >= narrowest]
     tiles = [tile for tile in tiles if sum(tile) <= widest] or TILES[-1:]
@@ -62,7 +64,7 @@ def _store(b_y, p_y, i_q, m_q, i_r, SAMPLES, STRIDE: tl.constexpr, PADDING: tl.c
 
 @triton.jit
 def _zeros(PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Return a tuple of zeros, an accumulator for each part of the bank."""
+    """Return a tuple of accumulators, all zero, one for each part of the bank."""
     found = ()
     for _ in tl.static_range(PARTS):
         found = found + (tl.zeros([BLOCK_T, BLOCK_N], tl.float32),)
@@ -75,7 +77,7 @@ def _multiply(
     K: tl.constexpr, STRIDE: tl.constexpr, PARTS: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Return ``sums`` with the products of channels ``i_c`` and samples ``i_r`` added to the parts FIRST to LAST."""
+    """Return ``sums`` after the products of channels ``i_c`` and samples ``i_r`` were added to the parts FIRST to LAST."""
     found = ()
     for j in tl.static_range(PARTS):
         if j >= FIRST and j <= LAST:
@@ -90,7 +92,10 @@ def _multiply(
 
 @triton.jit
 def _overlap(sums, PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr):
-    """Return row i of part 0 plus row i - j of each other part j; the first PARTS - 1 rows are not complete."""
+    """Return the rows of samples: row i is row i of part 0 plus row i - j of each other part j.
+
+    The first PARTS - 1 rows are not complete.
+    """
     b_y = sums[0]
     i_row = tl.arange(0, BLOCK_T)[:, None] + tl.zeros([1, BLOCK_N], tl.int32)
     for j in tl.static_range(1, PARTS):
@@ -105,9 +110,9 @@ def overlap_add_kernel(
     NARROW: tl.constexpr, FIRST: tl.constexpr, LAST: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_C: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute BLOCK_N + TAIL_N samples of each row of one item that BLOCK_T frames complete.
+    """Compute BLOCK_N + TAIL_N samples of each row of one item that is complete after BLOCK_T frames.
 
-    The first NARROW channels, a multiple of BLOCK_C, reach only the parts FIRST to LAST.
+    The first NARROW channels, a multiple of BLOCK_C, reach only the parts FIRST to LAST of the bank.
     """
     WIDTH: tl.constexpr = BLOCK_N + TAIL_N
     PARTS: tl.constexpr = (K + STRIDE - 1) // STRIDE

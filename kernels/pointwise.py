@@ -1,20 +1,20 @@
 """1x1 convolution per instrument, with the group norm in front of it folded into its weights.
 
-    z = PReLU(x) as stored (without a slope x itself)
-    fold:     scale, mean from the statistics of z as in statistics.py; also written, for backward
+    z = PReLU(x) as stored; without a slope z = x
+    fold:     scale and mean come from the statistics of z, as in statistics.py, and are stored for backward
               W'[n, i, o, c] = round(W[i, o, c] scale[n, i, c])
               b'[n, i, o]    = bias[i, o] + sum_c (W[i, o, c] beta[i, c] - W'[n, i, o, c] mean[n, i, c])
     product:  y[n, i, t, o]  = sum_c W'[n, i, o, c] z[n, i, t, c] + b'[n, i, o] + residual[n, i, t, o]
     partials[n, i, tile, :, o] = (mean, M2) of PReLU(y, next_slope), y as stored
 
-The mean is subtracted with the ROUNDED weights: the rounding error of W' is then multiplied by z - mean, not by z, and bfloat16
-keeps its accuracy at any offset. A program of the fold merges the statistics of one group and folds that group's columns. So b'
-is stored as one row per group, and the product adds these rows. x may be shared by the instruments (stride 0).
+b' contains the mean times the ROUNDED weights: the rounding error of W' is then multiplied by z - mean, not by z, and bfloat16
+keeps its accuracy at any offset. A program of the fold merges the statistics of one group, and folds the columns of this group.
+So b' is stored as one row for each group, and the product adds up these rows. The instruments may share x (stride 0).
 
-Bytes: x, residual, y once each, n I T (K + 2 N) sizeof(dtype); x again for every further column tile (from L2: the programs of
-a tile are neighbours); W' n I N K sizeof(dtype). FLOPs: 2 n I T N K. At K = N = 160 and bfloat16 80 FLOP a byte without a
-residual, 53 with a residual: memory-bound on all GPUs from the A100 on. Idle columns: see `launch.column_tile`. K is processed
-in blocks of 32 (160: none idle; 440: 8 of 448).
+Bytes: x, residual and y once each, n I T (K + 2 N) sizeof(dtype); x again for every further column tile, from L2, as the
+programs of a tile are neighbours; W', n I N K sizeof(dtype). FLOPs: 2 n I T N K. At K = N = 160 in bfloat16 these are 80 FLOP a
+byte without a residual, 53 with one: memory-bound on all GPUs from the A100 on. `launch.column_tile` tells which columns are
+idle. K is processed in blocks of 32: of 160 inputs none is idle, of 440 inputs 8 of 448 are.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (in_conv, conv1d, res_out, skip_out,
 mask_output).
 """
@@ -30,8 +30,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import COLUMN_TILES, TILE, alignment, column_tile, launch, power_of_two, products, register_limit, strides
-from .statistics import GROUPS, group_of, merging, new_affine, new_statistics
-from .tile import activation, slope_of, store_moments
+from .statistics import GROUPS, activation, group_of, merging, new_affine, new_statistics, slope_of, store_moments
 from .tuned import configuration
 
 __all__ = [
@@ -46,12 +45,15 @@ WEIGHTS = 2048
 
 
 def product_warps(width: int) -> int:
-    """Return the warps for an accumulator of TILE by ``width``: at most 80 registers a thread, so that the epilogue fits."""
+    """Return the number of warps for an accumulator of TILE by ``width`` values.
+
+    The accumulator then takes at most 80 registers a thread, so that the epilogue fits.
+    """
     return 8 if width >= 64 else 4
 
 
 def product_options(main: int, tail: int) -> dict[str, int]:
-    """Return the default configuration of a product of ``main`` + ``tail`` columns."""
+    """Return the default configuration of a product whose programs compute ``main`` + ``tail`` columns."""
     return {
         "BLOCK_N": main, "TAIL_N": tail, "BLOCK_K": BLOCK_K, "num_warps": product_warps(main + tail), "num_stages": STAGES,
     }  # fmt: skip
@@ -62,9 +64,9 @@ def _fold_rows(
     p_w, p_bias, p_folded, p_folded_bias, i_c, m_c, b_scale, b_beta, mean, i_group,
     N: tl.constexpr, K: tl.constexpr, LD: tl.constexpr, ADDED: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Write W' of channels ``i_c`` of N rows, and the row of b' for these channels; rows of W' are LD elements apart.
+    """Write columns ``i_c`` of N rows of W', and these columns' row of b'. Rows of W' are LD elements apart.
 
-    If ADDED, add to the row of b' that is already there, which belongs to another activation's channels.
+    If ADDED, add the row to the row of b' that is already there. That row belongs to the channels of another activation.
     """
     for o in tl.range(0, N, BLOCK_N, loop_unroll_factor=2):
         i_o = o + tl.arange(0, BLOCK_N)
@@ -89,10 +91,10 @@ def fold_kernel(
     GROUPS: tl.constexpr, EPSILON: tl.constexpr, TILE: tl.constexpr, BLOCK_TILES: tl.constexpr, BLOCK_C: tl.constexpr,
     BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """Write the affine, the columns of N rows of W', and the row of b' of one group of one item and instrument.
+    """Write the affine of one group of one item and instrument, this group's columns of N rows of W', and its row of b'.
 
-    Fold MORE rows of weights that read the same channels into ``p_more_folded``. In weights and bias, the instruments are ROWS
-    rows apart.
+    Also fold MORE rows of ``p_more``, weights of a second product with the same input, into ``p_more_folded``. In weights and
+    bias, the instruments are ROWS rows apart.
     """
     i_ni, i_group = tl.program_id(0) // GROUPS, tl.program_id(0) % GROUPS
     i_c, m_c, b_scale, b_beta, mean = group_of(
@@ -118,7 +120,7 @@ def fold_kernel(
 
 @triton.jit
 def bias_of(p_bias, i_o, N: tl.constexpr, SHARES: tl.constexpr):
-    """Return the bias of columns ``i_o``, float32: the sum of SHARES rows; SHARES is a power of two."""
+    """Return the bias of columns ``i_o``, float32: the sum of the SHARES rows of b'. SHARES is a power of two."""
     p_bias += tl.arange(0, SHARES)[:, None] * N + i_o[None, :]
     return tl.sum(tl.load(p_bias, mask=(i_o < N)[None, :], other=0.0).to(tl.float32), 0)
 
@@ -127,7 +129,10 @@ def bias_of(p_bias, i_o, N: tl.constexpr, SHARES: tl.constexpr):
 def pointwise_start(
     p_residual, i_t, m_t, i_o, residual_t, N: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr
 ):
-    """Return the residual of BLOCK_T frames by columns ``i_o``, or zeros: the accumulator starts with it, to save registers."""
+    """Return the residual of BLOCK_T frames and columns ``i_o``, or zeros without a residual.
+
+    The accumulator starts with these values, which saves registers.
+    """
     if p_residual is not None:
         mask = m_t[:, None] & (i_o < N)[None, :]
         b_y = tl.load(p_residual + i_t[:, None] * residual_t + i_o[None, :], mask=mask, other=0.0).to(tl.float32)
@@ -141,10 +146,13 @@ def pointwise_finish(
     b_y, p_bias, p_next_slope, p_y, p_statistics, row, i_t, m_t, i_o, count, N: tl.constexpr, SHARES: tl.constexpr,
     ACTIVATED: tl.constexpr = False, AGAIN: tl.constexpr = False,
 ):  # fmt: skip
-    """Add the bias, store y and write the statistics of BLOCK_T frames by columns ``i_o``; if ACTIVATED, store PReLU(y), not y.
+    """Add the bias, store y and write the partials, for BLOCK_T frames and columns ``i_o``.
 
-    If AGAIN, take the statistics from the stored values, loaded again: a thread then holds neighbouring columns of many rows.
-    Sums over rows then take a third of the instructions: the product leaves a column in eight lanes and all warps.
+    If ACTIVATED, store PReLU(y) in place of y.
+
+    If AGAIN, load the stored values again, and take the statistics from these. The product leaves the values of a column in
+    eight lanes of all warps. After loading, a thread holds neighbouring columns of many rows, and sums over rows take a third
+    of the instructions.
     """
     m_o = i_o < N
     mask = m_t[:, None] & m_o[None, :]
@@ -162,7 +170,7 @@ def pointwise_finish(
             b_z = b_y.to(tl.float32)
         else:
             b_z = activation(b_y, slope_of(p_next_slope))
-        if AGAIN:  # with two branches here, 32 bytes a thread would spill to local memory on sm_100
+        if AGAIN:  # if this were a branch with an else, 32 bytes a thread would spill to local memory on sm_100
             store_moments(b_z, m_t, count, p_statistics, row, i_o, m_o, N)
         elif count == m_t.shape[0]:
             store_moments(b_z, m_t, count, p_statistics, row, i_o, m_o, N, True)
@@ -178,7 +186,7 @@ def pointwise_fwd_kernel(
     SHARES: tl.constexpr, ACTIVATED: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute BLOCK_N + TAIL_N columns, in two accumulators, of one tile of one item and instrument."""
+    """Compute BLOCK_N + TAIL_N columns of y, in two accumulators, for one tile of one item and instrument."""
     WIDTH: tl.constexpr = BLOCK_N + TAIL_N
     blocks = tl.cdiv(N, WIDTH)
     row, i_block = tl.program_id(0) // blocks, tl.program_id(0) % blocks
@@ -227,10 +235,11 @@ def pointwise_fwd_kernel(
 
 
 class Folding(NamedTuple):
-    """Weights to fold, and the tensors for the result.
+    """Weights into which a norm is to be folded, and the tensors for the result.
 
-    ``weight`` (I, N, K) may be some rows of a contiguous tensor with more rows; ``bias`` (I, N) or None. ``folded``
-    (n, I, N, K) may be some columns of a contiguous tensor; ``folded_bias`` (n, I, GROUPS, N), float32.
+    ``weight`` (I, N, K) may be some rows of a contiguous tensor with more rows. ``bias`` is (I, N) or None. W' is written into
+    ``folded`` (n, I, N, K), which may be some columns of a contiguous tensor; b' into ``folded_bias`` (n, I, GROUPS, N),
+    float32.
     """
 
     weight: Tensor
@@ -243,9 +252,10 @@ def fold(
     statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int, affine: Tensor, one: Folding, other: Folding | None = None,
     added: bool = False,
 ) -> None:  # fmt: skip
-    """Write the affine of the norm with these ``statistics`` and fold the norm into the weights of one or two products.
+    """Write the affine of the norm with these ``statistics``, and fold the norm into the weights of one or two products.
 
-    If ``added``, ``one.folded_bias`` already holds b' of other columns of W': add b' of ``one`` to it.
+    If ``added``, ``one.folded_bias`` already holds b' of other columns of W': add b' of ``one`` to it. ``affine`` is
+    (n, I, 4, K), float32.
     """
     weight = one.weight
     names = (
@@ -262,8 +272,10 @@ def fold(
 
 
 def new_folded(weight: Tensor, items: int, dtype: torch.dtype, sections: int = 1) -> tuple[Tensor, Tensor]:
-    """Return new tensors, not initialised: W' (n, I, N, sections K) in ``dtype``, and b' (n, I, GROUPS, N) in float32. The
-    sum of the GROUPS rows of b' is the bias."""
+    """Return new tensors, not initialised: W' (n, I, N, sections K) in ``dtype``, and b' (n, I, GROUPS, N) in float32.
+
+    The bias of the product is the sum of the GROUPS rows of b'.
+    """
     instruments, columns, inputs = weight.shape
     folded = torch.empty(items, instruments, columns, sections * inputs, dtype=dtype, device=weight.device)
     return folded, torch.empty(items, instruments, GROUPS, columns, dtype=torch.float32, device=weight.device)
@@ -278,8 +290,10 @@ def fold_weights(
     frames: int,
     dtype: torch.dtype,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return W' and b', shaped as in :func:`new_folded`, and the affine (n, I, 4, K) of the norm with these ``statistics``,
-    which is in front of ``weight`` (I, N, K)."""
+    """Fold the norm in front of ``weight`` (I, N, K), which has these ``statistics``, into the weight.
+
+    Return W' and b', shaped as in :func:`new_folded`, and the affine of the norm, (n, I, 4, K) float32.
+    """
     folded, affine = Folding(weight, bias, *new_folded(weight, len(statistics), dtype)), new_affine(statistics)
     fold(statistics, gamma, beta, frames, affine, folded)
     return folded.folded, folded.folded_bias, affine
@@ -292,9 +306,9 @@ def product(
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
     """Return y (n, I, T, N) in x's dtype and, with a ``next_slope``, the partials of PReLU(y, next_slope).
 
-    If ``activated``, return PReLU(y, next_slope) in place of y. The results are written into contiguous ``y`` and ``partials``
-    if given; ``y`` may be ``residual``. ``weight`` in x's dtype: one per instrument, (I, N, K), or, folded, one per item and
-    instrument, (n, I, N, K). ``bias`` (I, N), or, folded, (n, I, P, N), whose P rows are added.
+    If ``activated``, return PReLU(y, next_slope) in place of y. ``weight``, in x's dtype, is (I, N, K), or, folded,
+    (n, I, N, K). ``bias`` is (I, N), or, folded, (n, I, P, N), whose P rows are added up. If ``y`` and ``partials`` are given,
+    which must be contiguous, the results are written into them; ``y`` may be the same tensor as ``residual``.
     """
     n, instruments, frames, inputs = x.shape
     columns = weight.shape[-2]
@@ -302,7 +316,7 @@ def product(
         y = torch.empty(n, instruments, frames, columns, dtype=x.dtype, device=x.device)
     if partials is None and next_slope is not None:
         partials = new_statistics(x, columns)
-    # With statistics and several blocks of columns use no tail: two tiles then share a multiprocessor.
+    # If partials are written and there are several blocks of columns, use no tail: two tiles then share a multiprocessor.
     tile = column_tile(columns, x.dtype, tail=next_slope is None or columns <= sum(COLUMN_TILES[0]))
     chosen = configuration("pointwise_fwd", x, tf32, product_options(*tile), K=inputs, N=columns)
     width = chosen["BLOCK_N"] + chosen["TAIL_N"]
@@ -323,9 +337,9 @@ def pointwise_forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None,
     norm: tuple[Tensor, Tensor, Tensor] | None, next_slope: Tensor | None, tf32: bool,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:  # fmt: skip
-    """Return what :func:`product` returns, and the affine of the ``norm`` (statistics, gamma, beta), None without a norm.
+    """Return what :func:`product` returns, and the affine of the norm, or None without a norm.
 
-    ``x`` and ``residual`` have unit stride along channels.
+    ``norm`` is (statistics, gamma, beta), or None. ``x`` and ``residual`` have unit stride along channels.
     """
     affine = None
     if norm is None:

@@ -1,23 +1,25 @@
-"""Backward of the 1x1 convolution with a folded group norm: no pass over activations exists only for statistics.
+"""Backward of the 1x1 convolution with a folded group norm. No pass over the activations exists for the norm alone.
 
     S[n, i, o, c] = sum_t dy[n, i, t, o] (z[n, i, t, c] - mean[n, i, c]);  D[n, i, o] = sum_t dy[n, i, t, o]
     dW    = sum_n (S scale + D beta);  dbias = sum_n D
     dbeta = sum_n sum_o W D;           dgamma = sum_n rstd sum_o W S
-    dz    = sum_o W' dy + q (z - mean) + r, with M = T C / 8 values in a group and sums over its channels
+    dz    = sum_o W' dy + q (z - mean) + r, with M = T K / 8 values in a group, and sums over the group's channels c
             r = -1/M sum_co W' D;      q = -rstd^2 / M sum_co W' S
     dx    = dz PReLU'(x);              dslope = sum dz x where x <= 0
 
-W' are the rounded folded weights of the forward pass: so dz is orthogonal to 1 and to z, as a gradient through a group norm
-must be. z is centred before the product: no digits cancel later, at any offset. Without a norm W' = W, mean = q = r = 0.
+W' are the rounded folded weights of the forward pass. So dz is orthogonal to 1 and to z, as a gradient through a group norm
+must be. z - mean is formed before the product, so that no digits cancel later, at any offset. Without a norm W' = W, and mean,
+q and r are 0.
 
-Order: wgrad (S, D) -> a program per group (q, r, dgamma, dbeta) and the sum over items (dW) -> dgrad with its epilogue.
-Every sum has one fixed order. Bytes: dy and x twice (wgrad, dgrad), dx once: n I T (3 K + 2 N) sizeof(dtype), and S,
-n I N K float32, three times. FLOPs: 4 n I T N K. A program of wgrad adds up the frames of one (item, instrument); for two-byte
-dtypes its block is 128 outputs by all 160 inputs (128 + 32 columns, none idle). If this gives few programs, the frames are
-divided into parts, which norm_gradient and sum_items add up in order; their number depends only on the widths. At K = N = 160
-there are then eight programs for each item and instrument for res_out and skip_out together, four for conv1d.
+There are three steps: wgrad computes S and D; a program for each group computes q, r, dgamma and dbeta, and others add up dW
+over the items; dgrad computes dz and, in its epilogue, dx. Every sum has one fixed order.
+Bytes: dy and x twice (wgrad, dgrad), dx once: n I T (3 K + 2 N) sizeof(dtype); S, n I N K float32, three times. FLOPs:
+4 n I T N K. A program of wgrad adds up the frames of one item and instrument. For two-byte dtypes its block has 128 outputs and
+all 160 inputs (128 + 32 columns, none idle). If this gives few programs, the frames are divided into parts, which norm_gradient
+and sum_items add up in order. The number of parts depends only on the widths. At K = N = 160 there are then eight programs for
+each item and instrument for res_out and skip_out together, and four for conv1d.
 On an H100 four warps hold a tile of 32 frames (242 registers), and two programs share a multiprocessor. Products limit the
-kernels: 0.060 and 0.040 ms a block of a step, predicted.
+kernels. wgrad and dgrad are predicted to take 0.060 and 0.040 ms for a block of a training step.
 Not yet run on a GPU. Source: as the forward's; the algebra of group norm's backward is Wu and He 2018, section 3.
 """
 
@@ -32,7 +34,7 @@ from torch import Tensor
 from .launch import alignment, column_tile, launch, operands_in_shared_memory, power_of_two, products, strides
 from .pointwise import STAGES, product_options
 from .pointwise_sums import new_sums, norm_gradient, sum_items
-from .tile import activation, slope_of
+from .statistics import activation, slope_of
 from .tuned import configuration
 
 __all__ = [
@@ -40,7 +42,7 @@ __all__ = [
     "weight_gradient",
 ]  # fmt: skip
 
-DGRAD_FRAMES = 64  # need not be TILE, as no statistics are taken; with 128 the epilogue does not fit the registers
+DGRAD_FRAMES = 64  # frames of a tile; not TILE, as no statistics are taken; with 128 the registers overflow
 
 
 @triton.jit
@@ -54,7 +56,7 @@ def _mean(p_mean, i_k, K: tl.constexpr, BLOCK_K: tl.constexpr):
 
 @triton.jit
 def _centred(p_row, m_t, i_k, slope, b_mean, K: tl.constexpr, NORMED: tl.constexpr):
-    """Return z - mean of a tile of frames and channels ``i_k``. Frames past the end need no mask: dy is 0 there."""
+    """Return z - mean of a tile's frames and channels ``i_k``. Frames past the end need no mask, as dy is 0 there."""
     b_z = tl.load(p_row + i_k[None, :], mask=m_t[:, None] & (i_k < K)[None, :], other=0.0)
     if NORMED:
         b_z = (activation(b_z, slope) - b_mean[None, :]).to(b_z.dtype)
@@ -68,12 +70,10 @@ def pointwise_wgrad_kernel(
     PARTS: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr, TAIL_K: tl.constexpr,
     PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute BLOCK_N by BLOCK_K + TAIL_K of S over one of PARTS parts of the frames of one item and instrument.
+    """Compute BLOCK_N rows and BLOCK_K + TAIL_K columns of S, for one of PARTS parts of the frames of one item and instrument.
 
-    Programs of the first column block also write D, if ``p_d`` is given.
-
-    S has N rows for dy, then MORE rows for ``p_more``, a second gradient with dy's strides. Rows of S and of the affine are LD
-    elements apart.
+    Programs of the first column block also write D, if ``p_d`` is given. S has N rows for dy, then MORE rows for ``p_more``,
+    a second gradient with dy's strides. Rows of S and of the affine are LD elements apart.
     """
     WIDTH: tl.constexpr = BLOCK_K + TAIL_K
     blocks_k = tl.cdiv(K, WIDTH)
@@ -105,7 +105,7 @@ def pointwise_wgrad_kernel(
         b_tail_mean = _mean(p_affine, i_tail, K, TAIL_K)
         b_tail = tl.zeros([BLOCK_N, TAIL_K], tl.float32)
     NORMED: tl.constexpr = p_slope is not None or p_affine is not None
-    # For two-byte dtypes the tensor cores add up dy: products with one are exact.
+    # For two-byte dtypes the tensor cores add up dy, as a product with ones, which is exact.
     ADDED: tl.constexpr = 16 if p_dy.dtype.element_ty.primitive_bitwidth == 16 else 1
     b_d = tl.zeros([BLOCK_N, ADDED], tl.float32)
     if PARTS > 1:
@@ -140,8 +140,10 @@ def pointwise_wgrad_kernel(
 
 @triton.jit
 def _finish(b_dz, p_x, p_added, slope, p_affine, p_norm, p_dx, i_t, m_t, i_c, x_t, K: tl.constexpr, LD: tl.constexpr):
-    """Add ``p_added`` and the norm's terms q, r, apply PReLU', and store dx of a tile and channels ``i_c``; return the tile's
-    sum of dslope."""
+    """Finish and store dx of a tile and channels ``i_c``; return the tile's sum of dslope.
+
+    Add ``p_added`` and the norm's terms with q and r to ``b_dz``, then multiply by PReLU'.
+    """
     m_c = i_c < K
     mask = m_t[:, None] & m_c[None, :]
     i_frame = i_t.to(tl.int64)[:, None]
@@ -174,9 +176,10 @@ def pointwise_dgrad_kernel(
     K: tl.constexpr, N: tl.constexpr, MORE: tl.constexpr, INSTRUMENTS: tl.constexpr, LD: tl.constexpr, ALIGN: tl.constexpr,
     BLOCK_T: tl.constexpr, BLOCK_N: tl.constexpr, TAIL_N: tl.constexpr, BLOCK_K: tl.constexpr, PRECISION: tl.constexpr,
 ):  # fmt: skip
-    """Compute dx of one tile and BLOCK_N + TAIL_N of the K channels of one item and instrument, summed over N + MORE outputs.
+    """Compute dx of one tile and BLOCK_N + TAIL_N of the K channels of one item and instrument.
 
-    Also write a partial sum of dslope. Rows of the weights, of the affine and of ``p_norm`` are LD elements apart.
+    The product goes over N outputs with the gradient dy, and over MORE outputs with the gradient ``p_more``. Also write a
+    partial sum of dslope. Rows of the weights, of the affine and of ``p_norm`` are LD elements apart.
     """
     WIDTH: tl.constexpr = BLOCK_N + TAIL_N
     blocks = tl.cdiv(K, WIDTH)
@@ -244,11 +247,11 @@ def weight_gradient(
     dy: Tensor, more: Tensor | None, x: Tensor, slope: Tensor | None, affine: Tensor | None, s: Tensor,
     d: Tensor | None, tf32: bool,
 ) -> None:  # fmt: skip
-    """Write S and D of ``x``'s channels for each of P parts of the frames; the reader adds up the parts.
+    """Write S and D, the partial sums of each of P parts of the frames; :func:`sum_items` and others add up the parts.
 
-    Write S into ``s`` (n, I, P, N, K), maybe some columns of a contiguous tensor, and D into ``d`` (n, I, P, N) if given.
-    ``more`` is a second gradient with the layout of ``dy``; its rows of S and D follow dy's. ``affine`` has the row stride of
-    ``s``.
+    S is written into ``s`` (n, I, P, N, K), which may be some columns of a contiguous tensor; D into ``d`` (n, I, P, N), if
+    given. ``more`` is a second gradient with the layout of ``dy``; its rows of S and D follow those of dy. Rows of ``affine``
+    are as far apart as rows of ``s``.
     """
     n, instruments, frames, inputs = x.shape
     columns = dy.shape[3]
@@ -256,14 +259,14 @@ def weight_gradient(
     further = 0 if more is None else more.shape[3]
 
     precision = products(tf32, x.device)
-    # Without tensor cores 64 by 64 would spill to local memory.
+    # Without tensor cores, a block of 64 by 64 would spill registers to local memory.
     steps = 32 if x.dtype == torch.float32 and precision == "ieee" else 64
     wide = 128 if x.dtype.itemsize == 2 else steps
     block_n, (block_k, tail_k) = min(wide, power_of_two(columns)), (min(wide, power_of_two(inputs)), 0)
     if x.dtype.itemsize == 2:
         block_k, tail_k = column_tile(inputs, x.dtype)
     warps = 8 if block_n + block_k > 192 else 4
-    # If tensor cores take the other operand from shared memory, four warps hold the tile, and two tiles share a multiprocessor.
+    # If tensor cores take operands from shared memory, four warps hold the tile, and two tiles share a multiprocessor.
     if x.dtype == torch.bfloat16 and operands_in_shared_memory(x.device):
         steps, warps = 32, 4
     defaults = {
@@ -283,17 +286,18 @@ def data_gradient(
     dy: Tensor, more: Tensor | None, weight: Tensor, x: Tensor, slope: Tensor | None, affine: Tensor | None,
     norm: Tensor | None, tf32: bool, added: Tensor | None = None, dx: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
-    """Return dx (n, I, T, K) in x's dtype, with ``added`` added before PReLU', and partial sums of dslope, or None.
+    """Return dx (n, I, T, K) in x's dtype, and partial sums of dslope; None in their place without a ``slope``.
 
-    dx is written into ``dx`` if given; ``dx`` and ``added`` are contiguous and may be the same tensor. ``weight`` in x's dtype
-    is folded, (n, I, N, K), with an affine, else (I, N, K). ``weight``, ``affine`` and ``norm`` may be some columns of
-    contiguous tensors of equal width. ``more`` as in :func:`weight_gradient`. Without a ``slope`` there is no dslope.
+    If ``added`` is given, it is added to dz, before the factor PReLU'(x). If ``dx`` is given, the result is written into it.
+    ``dx`` and ``added`` are contiguous, and may be the same tensor. ``weight``, in x's dtype, is W' (n, I, N, K) if there is an
+    ``affine``, else W (I, N, K). ``weight``, ``affine`` and ``norm`` may be some columns of contiguous tensors of equal width.
+    ``more`` is as in :func:`weight_gradient`.
     """
     n, instruments, frames, inputs = x.shape
     align = alignment(dy, x)
     if dx is None:
         dx = torch.empty(n, instruments, frames, inputs, dtype=x.dtype, device=x.device)
-    # With a PReLU, the epilogues of main and tail overflow the registers if tensor cores take an operand from registers.
+    # With a PReLU, the epilogues of main and tail overflow the registers where tensor cores take an operand from registers.
     tail = slope is None or (x.dtype == torch.bfloat16 and operands_in_shared_memory(x.device))
     defaults = product_options(*column_tile(inputs, x.dtype, tail=tail))
     chosen = configuration("pointwise_dgrad", x, tf32, defaults, K=inputs, N=dy.shape[3])

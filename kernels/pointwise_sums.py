@@ -1,12 +1,13 @@
 """Gradients of a folded group norm, and dW, from the weight gradient of its 1x1 convolution.
 
-    S[n, i, o, c], D[n, i, o] as in pointwise_backward.py; W' the rounded folded weights
-    r      = -1/M sum_co W' D;          q     = -rstd^2 / M sum_co W' S, over a group's channels, M = T C / 8
+    S[n, i, o, c], D[n, i, o] and the W' of the forward pass as in pointwise_backward.py
+    r      = -1/M sum_co W' D;          q     = -rstd^2 / M sum_co W' S, over a group's channels c, M = T K / 8
     dgamma = sum_n rstd sum_o W S;      dbeta = sum_n sum_o W D
     dW     = sum_n (S scale + D beta);  dbias = sum_n D
 
-W' is computed here again: this saves a separate pass over the weights.
-Bytes: S twice, W and W' once: 4 n I N K (2 + 1 + 1/2) at most; small beside the activations at any length worth speeding up.
+W' is computed here again, which saves a separate pass over the weights.
+Bytes: S twice, W and W' once: 4 n I N K (2 + 1 + 1/2) at most. This is little beside the bytes of the activations, at any
+length that is worth speeding up.
 Not yet run on a GPU. Source: as the forward's; the algebra of group norm's backward is Wu and He 2018, section 3.
 """
 
@@ -24,14 +25,16 @@ from .statistics import GROUPS
 __all__ = ["new_sums", "norm_gradient", "pointwise_norm_kernel", "sum_blocks", "sum_items", "sum_kernel"]
 
 PROGRAMS, PARTS = 8, 2
-"""Programs that are wanted for the weight gradient of an item and instrument, and the largest number of parts. If there are
+"""Wanted number of programs for the weight gradient of an item and instrument, and largest number of parts. If the gradient has
 fewer blocks, the frames are divided into parts: at most two, as each part is written and read as float32."""
 
 
 @triton.jit
 def sum_parts(p_x, i_x, mask, SIZE: tl.constexpr, PARTS: tl.constexpr):
-    """Load some values of S or D and add their PARTS partial sums in order. Each partial sum covers one part of the frames;
-    the partial sums are SIZE elements apart."""
+    """Return the values ``i_x`` of S or D: the sums of PARTS partial sums, added up in order.
+
+    Each partial sum covers one part of the frames. The partial sums are SIZE elements apart.
+    """
     b_x = tl.load(p_x + i_x, mask=mask, other=0.0)
     for part in tl.static_range(1, PARTS):
         b_x += tl.load(p_x + part * SIZE + i_x, mask=mask, other=0.0)
@@ -89,7 +92,7 @@ def sum_kernel(
     K: tl.constexpr, N: tl.constexpr, ROWS: tl.constexpr, INSTRUMENTS: tl.constexpr, PARTS: tl.constexpr,
     BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
-    """Compute a block of dW, BLOCK_N rows by BLOCK_K columns, of one instrument; add the items in order.
+    """Compute a block of dW, BLOCK_N rows by BLOCK_K columns, of one instrument. The items are added up in order.
 
     In dW and dbias, the instruments are ROWS rows apart. Programs of the first column block also write dbias, if ``p_d`` is
     given. Programs of the first row block also write dgamma and dbeta, if ``p_norm`` is given.
@@ -133,7 +136,8 @@ def sum_kernel(
 def new_sums(x: Tensor, columns: int, inputs: int) -> tuple[Tensor, Tensor]:
     """Return new tensors, not initialised: S (n, I, P, N, K) and D (n, I, P, N), float32, for N ``columns`` and K ``inputs``.
 
-    P depends only on the widths. So neither the other items nor the length changes how an item's frames are added up.
+    P, the number of parts, depends only on the widths. So the order in which an item's frames are added up depends neither on
+    the other items nor on the length.
     """
     n, instruments = x.shape[:2]
     parts = min(PARTS, max(1, PROGRAMS // (-(-columns // 128) * -(-inputs // 160))))
@@ -144,8 +148,11 @@ def new_sums(x: Tensor, columns: int, inputs: int) -> tuple[Tensor, Tensor]:
 def norm_gradient(
     s: Tensor, d: Tensor, weight: Tensor, affine: Tensor, frames: int, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
-    """Return W' (n, I, N, K) in ``dtype``, and rows q, r and the item's terms of dgamma and dbeta in one float32 tensor
-    (n, I, 4, K). S, D, W', q and r are defined at the top of this module; ``weight`` is W (I, N, K)."""
+    """Return W' (n, I, N, K) in ``dtype``, and a tensor (n, I, 4, K), float32.
+
+    The rows of the second tensor are q, r, and the items' terms of dgamma and dbeta. S, D, W', q and r are defined at the top
+    of this module. ``weight`` is W (I, N, K).
+    """
     n, instruments, parts, columns, inputs = s.shape
     folded = torch.empty(n, instruments, columns, inputs, dtype=dtype, device=s.device)
     norm = torch.empty(n, instruments, 4, inputs, dtype=torch.float32, device=s.device)
@@ -162,8 +169,10 @@ def norm_gradient(
 def sum_items(
     s: Tensor, d: Tensor, affine: Tensor | None, beta: Tensor | None, norm: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
-    """Return dW (I, N, K), dbias (I, N), dgamma and dbeta (I, K), float32, summed over all items. ``norm`` is the second
-    result of :func:`norm_gradient`; without ``norm``, dgamma and dbeta are None."""
+    """Return dW (I, N, K), dbias (I, N), dgamma and dbeta (I, K), float32, summed over all items.
+
+    ``norm`` is the second result of :func:`norm_gradient`. If it is None, dgamma and dbeta are None.
+    """
     n, instruments, parts, columns, inputs = s.shape
 
     def new(*shape: int) -> Tensor:
@@ -182,7 +191,7 @@ def sum_items(
 
 
 def sum_blocks(s: Tensor) -> tuple[int, int, int]:
-    """Return the rows and columns of dW that a program adds up, and the number of programs."""
+    """Return how many rows and columns of dW a program of `sum_kernel` adds up, and the number of programs."""
     _, instruments, _, columns, inputs = s.shape
     block_n, block_k = 8, min(64, power_of_two(inputs))  # few values a thread: it loads many items and parts at once
     return block_n, block_k, instruments * -(-columns // block_n) * -(-inputs // block_k)

@@ -1,6 +1,6 @@
 """Record launches instead of starting kernels, and compile the recorded launches, also for GPUs that are not installed.
 
-Operators run on meta tensors, which have shapes but no data, so all launches of the network are known in seconds.
+The operators run on meta tensors, which have shapes but no data. So all launches of the network are known in seconds.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ POINTERS = {
 
 @dataclass(frozen=True)
 class Launch:
-    """A kernel and the arguments of one launch."""
+    """One launch: a kernel, its arguments, and the number of programs."""
 
     kernel: Any
     arguments: dict[str, Any]
@@ -59,7 +59,7 @@ class Launch:
 
 @dataclass(frozen=True)
 class TorchCall:
-    """A call of one of PyTorch's own operators that computes, and the bytes of its arguments and results."""
+    """A call of one of PyTorch's own operators that computes something, and the bytes of its arguments and results."""
 
     operator: str
     bytes: int
@@ -70,8 +70,8 @@ class TorchCall:
 def recorded(write: Callable[[Launch], object], capability: int = 0, amd: str = "") -> Iterator[None]:
     """In this context, launchers pass each launch to ``write`` instead of starting a kernel.
 
-    They choose tiles and options for the compute capability (without the point) or the AMD architecture; 0 and an empty
-    text stand for no particular GPU.
+    The launchers choose tiles and options for ``capability``, a compute capability (90 for 9.0), or for ``amd``, an AMD
+    architecture. 0 and an empty text stand for no particular GPU.
     """
     before = launching.recording
     launching.recording = launching.Recording(
@@ -84,7 +84,10 @@ def recorded(write: Callable[[Launch], object], capability: int = 0, amd: str = 
 
 
 class Recorder(TorchDispatchMode):
-    """A recorder, in order, of launches by the library's operators on meta tensors and of calls of PyTorch's own operators."""
+    """A context that records, in order, the launches of the library's operators and the calls of PyTorch's own operators.
+
+    The operators run on meta tensors. The records are in ``found``.
+    """
 
     def __init__(self, capability: int = 0, amd: str = "") -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -117,7 +120,7 @@ class Recorder(TorchDispatchMode):
 
 
 def size(x: Tensor) -> int:
-    """Return the bytes of a tensor; elements that a stride of 0 repeats count once."""
+    """Return the size of a tensor in bytes. Elements that a stride of 0 repeats count once."""
     count = 1
     for length, stride in zip(x.shape, x.stride(), strict=True):
         count *= 1 if stride == 0 and length > 1 else length
@@ -127,8 +130,8 @@ def size(x: Tensor) -> int:
 def source(launch: Launch) -> tuple[ASTSource, dict[str, int]]:
     """Return the source to compile for a launch, and its compile options.
 
-    Specialise the arguments as Triton does at run time: constants and integers equal to 1 become constants, integers divisible
-    by 16 are marked so, and all pointers count as aligned to 16 bytes.
+    The arguments are specialised as by Triton at run time: constants and integers equal to 1 become constants, and integers
+    divisible by 16 are marked as such. All pointers are marked as multiples of 16 bytes.
     """
     signature: dict[str, str] = {}
     constants: dict[tuple[int], Any] = {}
@@ -149,13 +152,16 @@ def source(launch: Launch) -> tuple[ASTSource, dict[str, int]]:
 
 
 def compiled(launch: Launch, gpu: int | GPUTarget) -> CompiledKernel:
-    """Return the kernel compiled for a GPU (a number is an NVIDIA compute capability), from Triton's cache if it is there."""
+    """Return the kernel of a launch, compiled for a GPU, or from Triton's cache if it is there.
+
+    A number as ``gpu`` is an NVIDIA compute capability (90 for 9.0).
+    """
     what, options = source(launch)
     return triton.compile(what, target=GPUTarget("cuda", gpu, 32) if isinstance(gpu, int) else gpu, options=options)
 
 
 def distinct(launches: Sequence[Launch]) -> list[Launch]:
-    """Return the launches without those that are compiled to the same program as an earlier one."""
+    """Return the launches, without those whose program is the same as that of an earlier launch."""
     found: dict[tuple[str, str], Launch] = {}
     for each in launches:
         what, options = source(each)
@@ -195,6 +201,6 @@ class Target(DriverBase):  # type: ignore[misc]
 def compile_ahead(launch: Launch) -> None:
     """Compile a launch's program into Triton's cache as Triton does at run time, for the GPU of the active driver.
 
-    Triton may store the program under another name than that of :func:`compiled`: names in the cache are internal.
+    In the cache, this program may have another name than that of :func:`compiled`: Triton chooses the names.
     """
     launch.kernel.warmup(grid=(1,), **launch.arguments)

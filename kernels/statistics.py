@@ -1,18 +1,19 @@
-"""Group-norm statistics: per tile and channel, then merged by group in a fixed order.
+"""Group-norm statistics, taken per tile and channel, then merged by group in a fixed order. Also the PReLU of all kernels.
 
     z = PReLU(x) as stored
-    partials[n, i, tile, :, c] = (mean, M2) of z over the tile's frames
+    partials[n, i, tile, :, c] = (mean, M2) of z over the tile's frames; M2 is the sum of squared deviations from the mean
     affine[n, i, :, c] = (scale, shift, mean, rstd):
         mean, var over (channels of c's group, all frames); rstd = (var + eps)^(-1/2)
         scale = gamma[i, c] rstd; shift = beta[i, c] - scale mean
 
-Statistics are taken per channel, not per group: a group of 20, 55 or 165 channels fits no tile, and one group may straddle two
-tensors. Tiles are merged first, then channels, after Chan, Golub and LeVeque (1979). There are no atomics, so the result
+Statistics are taken per channel, not per group: a group of 20, 55 or 165 channels fits no tile, and one group may have channels
+in two tensors. Tiles are merged first, then channels, after Chan, Golub and LeVeque (1979). There are no atomics, so the result
 depends only on the item's own values. An offset of a thousand standard deviations costs no more than the offset's own rounding.
 
-Bytes: x once, n I T C sizeof(dtype); partials 8 / TILE bytes per value, written once and read once. The 13 instructions of a
-value limit the kernel: 1.5 ms predicted for a song's latents on an H100, 1.2 by bytes alone. Merging waits for memory.
-Kernels that produce an activation write its partials themselves; `statistics_kernel` is for the network's inputs.
+Bytes: x once, n I T C sizeof(dtype); partials, 8 / TILE bytes for each value, written once and read once. The 13 instructions
+for each value limit the kernel: 1.5 ms are predicted for a song's latents on an H100, and 1.2 ms would be from bytes alone.
+Merging waits for memory. Kernels that produce an activation write its partials themselves. `statistics_kernel` is for the
+network's inputs.
 Not yet run on a GPU. Source: Samuel et al. 2020, section 2; original model/mask_tcn.py (GroupNorm of every layer).
 """
 
@@ -27,19 +28,74 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
-from .tile import activation, slope_of, store_moments_of_rows
 
 __all__ = [
-    "GROUPS", "affine_kernel", "group_affine", "group_of", "group_statistics", "merging", "new_affine", "new_statistics",
-    "statistics_kernel",
+    "GROUPS", "activation", "affine_kernel", "group_affine", "group_of", "group_statistics", "merging", "new_affine",
+    "new_statistics", "prelu", "slope_of", "statistics_kernel", "store_moments", "store_moments_of_rows",
 ]  # fmt: skip
 
 ROWS = 8
-"""Frames of a tile that one warp loads at a time, with 32 channels."""
+"""Number of frames of a tile that one warp loads at a time, with 32 channels."""
 GROUPS = 8
 EPSILON = 1e-8
 MERGED_TILES, MERGED = 64, 2048
-"""Largest numbers of tiles, and of values, that are merged at a time: as many as memory delivers during one wait."""
+"""Largest numbers of tiles, and of values, that are merged at a time: as many as memory delivers in one wait."""
+
+
+@triton.jit
+def slope_of(p_slope):
+    """Return the PReLU's slope, float32; 1 if ``p_slope`` is None."""
+    b_slope = 1.0
+    if p_slope is not None:
+        b_slope = tl.load(p_slope).to(tl.float32)
+    return b_slope
+
+
+@triton.jit
+def prelu(b_x, slope):
+    """Return PReLU of ``b_x``. As in PyTorch, zero belongs to the side with the slope; the other side is ``b_x > 0``."""
+    return tl.where(b_x > 0, b_x, slope * b_x)
+
+
+@triton.jit
+def activation(b_x, slope):
+    """Return PReLU of the stored value ``b_x``, rounded to its dtype, as float32.
+
+    Because of the rounding, statistics, products and the depthwise taps all see the same numbers. This matters for a constant
+    signal, whose group norm multiplies any difference between two such numbers by ten thousand.
+    """
+    return prelu(b_x.to(tl.float32), slope).to(b_x.dtype).to(tl.float32)
+
+
+@triton.jit
+def store_moments(b_z, m_t, count, p_statistics, row, i_c, m_c, C: tl.constexpr, INSIDE: tl.constexpr = False):
+    """Compute each channel's mean and M2 over the ``count`` frames of a tile; write both to row ``row`` of ``p_statistics``.
+
+    A row is (2, C). First the mean is taken, then the deviations from the mean, so that a constant offset costs no digits.
+    INSIDE says that all frames are in the signal.
+    """
+    if not INSIDE:
+        b_z = tl.where(m_t[:, None], b_z, 0.0)
+    b_mean = tl.sum(b_z, 0) / count
+    b_deviation = b_z - b_mean[None, :]
+    if not INSIDE:
+        b_deviation = tl.where(m_t[:, None], b_deviation, 0.0)
+    p_row = p_statistics + row.to(tl.int64) * 2 * C + i_c
+    tl.store(p_row, b_mean, mask=m_c)
+    tl.store(p_row + C, tl.sum(b_deviation * b_deviation, 0), mask=m_c)
+
+
+@triton.jit
+def store_moments_of_rows(b_mean, b_m2, b_count, p_statistics, row, i_c, m_c, C: tl.constexpr):
+    """Write what :func:`store_moments` writes, computed from the mean and M2 of each row of frames.
+
+    ``b_count`` (rows, 1) is the number of frames in each row.
+    """
+    b_all = tl.sum(tl.where(b_count > 0, b_count * b_mean, 0.0), 0) / tl.sum(b_count, 0)
+    b_deviation = tl.where(b_count > 0, b_mean - b_all[None, :], 0.0)
+    p_row = p_statistics + row.to(tl.int64) * 2 * C + i_c
+    tl.store(p_row, b_all, mask=m_c)
+    tl.store(p_row + C, tl.sum(tl.where(b_count > 0, b_m2, 0.0) + b_count * b_deviation * b_deviation, 0), mask=m_c)
 
 
 @triton.jit
@@ -47,10 +103,10 @@ def _moments(
     p_x, p_statistics, row, slope, count, x_t, i_c, m_c,
     C: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_C: tl.constexpr, ROWS: tl.constexpr, INSIDE: tl.constexpr,
 ):  # fmt: skip
-    """Write the moments of a tile; load ROWS frames at a time. INSIDE: all frames of the tile are in the signal."""
+    """Write the partials of a tile; load ROWS frames at a time. INSIDE says that all frames of the tile are in the signal."""
     i_row = tl.arange(0, ROWS)[:, None]
     b_pivot = activation(tl.load(p_x + i_row * x_t, mask=m_c[None, :] & (i_row < count), other=0.0), slope)
-    # Take moments about each row's first value: a constant offset costs no digits.
+    # Take moments about each row's first value, so that a constant offset costs no digits.
     b_sum = tl.zeros([ROWS, BLOCK_C], tl.float32)
     b_squares = b_sum
     for first in tl.range(ROWS, BLOCK_T, ROWS, loop_unroll_factor=5):
@@ -95,7 +151,10 @@ def group_of(
     p_statistics, p_gamma, p_beta, p_affine, i_ni, i_group, T, C: tl.constexpr, INSTRUMENTS: tl.constexpr,
     GROUPS: tl.constexpr, EPSILON: tl.constexpr, TILE: tl.constexpr, BLOCK_TILES: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """Write the affine of a group of an item and instrument; return the channels, their mask, scale and beta, and the mean."""
+    """Merge the partials of one group of one item and instrument, and write its affine.
+
+    Return the group's channels, their mask, their scale and beta, and the mean.
+    """
     width = C // GROUPS
     tiles = tl.cdiv(T, TILE)
     i_c = i_group * width + tl.arange(0, BLOCK_C)
@@ -110,7 +169,7 @@ def group_of(
         p_tile = p_statistics[None, :] + (i_tile * 2).to(tl.int64)[:, None] * C
         b_counts = tl.minimum(tl.maximum(T - i_tile * TILE, 0), TILE).to(tl.float32)
         b_means = tl.load(p_tile, mask=mask, other=0.0)
-        b_m2s = tl.load(p_tile + C, mask=mask, other=0.0)  # load both before a sum waits for b_means
+        b_m2s = tl.load(p_tile + C, mask=mask, other=0.0)  # loaded before the sum below waits for b_means
         more = tl.sum(b_counts, 0)
         b_more_mean = tl.sum(b_counts[:, None] * b_means, 0) / more
         b_difference = b_means - b_more_mean[None, :]
@@ -147,13 +206,16 @@ def affine_kernel(
 
 
 def new_statistics(x: Tensor, channels: int) -> Tensor:
-    """Return new partials, not initialised, for an activation of ``channels`` channels and ``x``'s items and frames."""
+    """Return new partials (n, I, tiles, 2, channels), float32, not initialised, for an activation with x's items and frames."""
     n, instruments, frames, _ = x.shape
     return torch.empty(n, instruments, -(-frames // TILE), 2, channels, dtype=torch.float32, device=x.device)
 
 
 def group_statistics(x: Tensor, slope: Tensor | None) -> Tensor:
-    """Return the partials of PReLU(x); ``x`` (n, I, T, C), or (n, 1, T, C) if shared, has unit stride along channels."""
+    """Return the partials of PReLU(x), (n, I, tiles, 2, C) float32.
+
+    ``x`` (n, I, T, C) has unit stride along channels; I is 1 if the instruments share x.
+    """
     n, instruments, frames, channels = x.shape
     statistics = new_statistics(x, channels)
     block, align = channel_block(channels), alignment(x)
@@ -166,8 +228,10 @@ def group_statistics(x: Tensor, slope: Tensor | None) -> Tensor:
 
 
 def group_affine(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int, affine: Tensor | None = None) -> Tensor:
-    """Merge partials over ``frames`` frames. Return scale, shift, mean and rstd, (n, I, 4, C) float32, written into ``affine``
-    if it is given."""
+    """Merge the partials of ``frames`` frames. Return the affine: scale, shift, mean and rstd, (n, I, 4, C) float32.
+
+    If ``affine`` is given, the result is written into it.
+    """
     if affine is None:
         affine = new_affine(statistics)
     launch(

@@ -1,4 +1,4 @@
-"""Define the network's configuration: the authors' hyperparameters under the authors' names.
+"""The network's configuration: the authors' hyperparameters under the authors' names.
 
 Source: the argument parser of the authors' ``train.py``; Samuel et al. 2020, section 2.
 """
@@ -19,30 +19,30 @@ from .errors import ConfigError, ShapeError
 __all__ = ["INSTRUMENTS", "MetaTasNetConfig", "StageConfig"]
 
 INSTRUMENTS = ("drums", "bass", "other", "vocals")
-"""The paper's instruments, and the default of a configuration."""
+"""The instruments of the paper. They are a configuration's default."""
 
 MOST_INSTRUMENTS = 32
 
 RESERVED_NAMES = ("mixture", "mix", "accompaniment")
-"""Names that no instrument may have, since other signals in data sets and results have them."""
+"""Names that no instrument may have: other signals in data sets and results have these names."""
 
 GROUPS = 8
-"""Group-norm groups per instrument."""
+"""Number of groups of a group norm, per instrument."""
 
 
 @dataclass(frozen=True)
 class StageConfig:
     """The sizes of one stage, derived from :class:`MetaTasNetConfig`.
 
-    Stage ``s`` sees the mixture at ``2^s`` times the base rate with kernels, strides and latent widths scaled alike, so
-    that every stage has the same number of latent frames.
+    Stage ``s``, counted from 0, sees the mixture at ``2^s`` times the rate of the first stage. Kernels, strides and latent
+    widths are ``2^s`` times as large, too, so that every stage has the same number of latent frames.
     """
 
     index: int
     N: int
-    """Latent channels."""
+    """Number of latent channels."""
     W: int
-    """Encoder stride, samples per latent frame."""
+    """Stride of the encoder: samples from one latent frame to the next."""
     B: int
     H: int
     sampling_rate: int
@@ -52,20 +52,20 @@ class StageConfig:
     generated: bool
     residual_bias: bool
     kernel_sizes: tuple[int, ...]
-    """Taps of the encoder's (and decoder's) filters."""
+    """Number of taps of each of the encoder's filters, shortest first; the decoder's filters have the same numbers."""
     instruments: int = len(INSTRUMENTS)
-    """Length of every instrument axis."""
+    """Number of instruments, the length of every instrument axis."""
     softmax: int = len(INSTRUMENTS)
-    """Number of instruments, from the first one on, that share a softmax; the mask of each other one is a sigmoid."""
+    """Number of instruments, from the first one on, that share a softmax. The mask of each other instrument is a sigmoid."""
 
     @property
     def partial_channels(self) -> int:
-        """Channels of the previous stage's masked latent that this stage receives."""
+        """Return the number of channels of the previous stage's masked latent; 0 in the first stage, which receives none."""
         return self.N // 2 if self.index else 0
 
     @property
     def in_channels(self) -> int:
-        """Input channels of the masking network."""
+        """Return the number of input channels of the masking network."""
         return self.N + self.partial_channels
 
     @property
@@ -82,7 +82,7 @@ class StageConfig:
 
     @property
     def has_spectrogram(self) -> bool:
-        """Return whether the encoder has the branch with the STFT."""
+        """Return whether the encoder has the spectrogram branch."""
         return self.num_mels > 0
 
     @property
@@ -91,22 +91,25 @@ class StageConfig:
 
     @property
     def encoder_width(self) -> int:
-        """Outputs of each encoder filter."""
+        """Return the number of outputs of each encoder filter."""
         return self.N // 4
 
     @property
     def decoder_widths(self) -> tuple[int, ...]:
-        """Inputs of each decoder filter."""
+        """Return the number of inputs of each decoder filter, in the order of ``kernel_sizes``."""
         return tuple(self.N // 2 ** (i + 1) for i in range(len(self.kernel_sizes)))
 
     @property
     def dilations(self) -> tuple[int, ...]:
-        """Dilation of every block of the masking network, in order."""
+        """Return the dilation, in frames, of every block of the masking network, in order."""
         return tuple(2**i for i in range(self.layers)) * self.stack
 
     @property
     def shortest(self) -> int:
-        """Fewest samples that the centred, reflect-padded STFT accepts, as a multiple of the stride."""
+        """Return the smallest number of samples that the stage accepts, rounded up to a multiple of the stride.
+
+        The centred, reflect-padded STFT needs more than half a window.
+        """
         if not self.has_spectrogram:
             return self.W
         return -(-(self.n_fft // 2 + 1) // self.W) * self.W
@@ -127,7 +130,8 @@ class StageConfig:
             raise ShapeError(f"A latent must have shape (n, {self.N}, frames), got {tuple(shape)}.")
 
     def check_partial(self, partial: tuple[int, ...] | None, latent: tuple[int, ...]) -> None:
-        """Raise :class:`ShapeError` unless the partial latent fits the stage and the latent of shape (n, N, frames)."""
+        """Raise :class:`ShapeError` unless the partial latent fits the stage, and ``latent``, the latent's shape (n, N,
+        frames). Both arguments are shapes; ``partial`` is None if there is no partial latent."""
         shape = (latent[0], self.instruments, self.partial_channels, latent[2])
         expected = shape if self.partial_channels else None
         found = None if partial is None else tuple(partial)
@@ -144,17 +148,17 @@ class MetaTasNetConfig:
     """
 
     B: int = 160
-    """Channels of the masking network's residual stream."""
+    """Number of channels of the masking network's residual stream."""
     H: int = 160
-    """Hidden channels of a block."""
+    """Number of hidden channels of a block."""
     N: int = 440
-    """Latent channels of the first stage."""
+    """Number of latent channels of the first stage."""
     L: int = 20
-    """Shortest encoder kernel of the first stage, samples."""
+    """Length of the shortest encoder kernel of the first stage, in samples."""
     W: int = 20
-    """Encoder stride of the first stage, samples."""
+    """Encoder stride of the first stage, in samples."""
     E_1: int = 8
-    """Width of an instrument's embedding."""
+    """Length of an instrument's embedding."""
     E_2: int = 5
     """Width of the bottleneck before each generated layer."""
     filters: int = 3
@@ -162,10 +166,10 @@ class MetaTasNetConfig:
     layers: int = 6
     stack: int = 3
     num_mels: int = 256
-    """Learned mel bands of the encoder's spectrogram branch; 0 leaves the branch out."""
+    """Number of learned mel bands of the encoder's spectrogram branch; 0 leaves the branch out."""
     stages_num: int = 3
     sampling_rate: int = 8000
-    """Rate of the first stage, hertz."""
+    """Sampling rate of the first stage, in hertz."""
     dropout: float = 0.0
     independent_params: bool = False
     residual_bias: bool = False
@@ -173,10 +177,10 @@ class MetaTasNetConfig:
     dissimilarity_loss_weight: float = 3.0
     reconstruction_loss_weight: float = 0.05
     instruments: tuple[str, ...] = INSTRUMENTS
-    """1 to 32 names, in the order of every instrument axis. If there is only one instrument, its mask is a sigmoid."""
+    """Names of 1 to 32 instruments, in the order of every instrument axis. A single instrument has a sigmoid as its mask."""
     added_instruments: int = 0
     """How many of the last instruments were added to a trained network. Their masks are sigmoids, so that the softmax
-    of the others does not change."""
+    of the other instruments does not change."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "instruments", _checked_names(self.instruments))
@@ -227,7 +231,7 @@ class MetaTasNetConfig:
 
     @classmethod
     def from_namespace(cls, args: object) -> MetaTasNetConfig:
-        """Read the settings from the authors' ``argparse.Namespace``, or any object with such attributes.
+        """Return the settings in the authors' ``argparse.Namespace``, or in any object with the same attributes.
 
         Raises:
             ConfigError: for a missing attribute or an impossible value.
@@ -245,12 +249,12 @@ class MetaTasNetConfig:
         return cls(**{name: getattr(args, name) for name in names})
 
     def to_namespace(self, **extra: Any) -> argparse.Namespace:
-        """Return these settings in the authors' form; ``extra`` adds attributes such as ``batch_size``."""
+        """Return these settings in the authors' form, with ``extra`` attributes such as ``batch_size``."""
         return argparse.Namespace(**{**self.to_dict(), **extra})
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> MetaTasNetConfig:
-        """Build the settings from the result of :meth:`to_dict`; unknown names raise :class:`ConfigError`."""
+        """Return the settings in the result of :meth:`to_dict`; raise :class:`ConfigError` for unknown names."""
         if not isinstance(values, Mapping):
             raise ConfigError(f"Settings must be names with values, got {type(values).__name__}.")
         known = {field.name for field in dataclasses.fields(cls)}
@@ -270,8 +274,11 @@ class MetaTasNetConfig:
 
     @classmethod
     def from_json(cls, text: str) -> MetaTasNetConfig:
-        """Build the settings from the result of :meth:`to_json`; raise :class:`ConfigError` for text that is no JSON
-        object of settings."""
+        """Return the settings in the result of :meth:`to_json`.
+
+        Raises:
+            ConfigError: for a text that is no JSON object of settings.
+        """
         try:
             values = json.loads(text)
         except ValueError as error:
@@ -305,7 +312,7 @@ class MetaTasNetConfig:
 
     @property
     def softmax(self) -> int:
-        """Number of instruments, from the first, that share a softmax; 0 if there is only one, which has a sigmoid."""
+        """Return how many instruments, from the first one on, share a softmax; 0 if only one would, which has a sigmoid."""
         competing = len(self.instruments) - self.added_instruments
         return competing if competing > 1 else 0
 
@@ -315,17 +322,17 @@ class MetaTasNetConfig:
 
     @property
     def shortest_frames(self) -> int:
-        """Fewest latent frames that every stage can process."""
+        """Return the smallest number of latent frames that every stage can process."""
         return max(-(-stage.shortest // stage.W) for stage in self.stages)
 
     @property
     def output_rate(self) -> int:
-        """Sampling rate of the last stage, in hertz."""
+        """Return the sampling rate of the last stage, in hertz."""
         return self.stage(self.stages_num - 1).sampling_rate
 
 
 EXTENSIONS: dict[str, Any] = {"instruments": list(INSTRUMENTS), "added_instruments": 0}
-"""Settings that the authors' program does not have, with the values that describe the authors' network."""
+"""The settings that the authors' program does not have, with the values that describe the authors' network."""
 
 
 def _checked_names(names: Any) -> tuple[str, ...]:

@@ -1,4 +1,4 @@
-"""Define a type for every error that a user can cause; each message says what to do.
+"""The types of all errors that a user can cause. Each message says what to do.
 
 The command line prints any :class:`MetaTasNetError`, and any ``OSError`` of the system, as one sentence.
 """
@@ -29,7 +29,7 @@ __all__ = [
 
 
 class MetaTasNetError(Exception):
-    """Base of all errors raised on purpose."""
+    """The base of all errors that this package raises on purpose."""
 
 
 class ConfigError(MetaTasNetError, ValueError):
@@ -41,11 +41,11 @@ class ShapeError(MetaTasNetError, ValueError):
 
 
 class CheckpointError(MetaTasNetError, ValueError):
-    """A checkpoint that is missing, damaged, unsafe or of another network."""
+    """A checkpoint that is missing, damaged or unsafe, or that belongs to another network."""
 
 
 class BackendUnavailableError(MetaTasNetError, RuntimeError):
-    """A requested backend or device that cannot serve; the message holds the reason."""
+    """A requested backend or device that cannot be used; the message gives the reason."""
 
 
 class MissingDependencyError(MetaTasNetError, ImportError):
@@ -69,7 +69,7 @@ class MissingTrackError(NotAudioError):
 
 
 class EmptyAudioError(AudioReadError):
-    """A file or array with no samples."""
+    """A file or an array that holds no samples."""
 
 
 class OutputError(MetaTasNetError, OSError):
@@ -85,7 +85,7 @@ class AudioFormatError(AudioWriteError):
 
 
 class OutOfMemoryError(MetaTasNetError, MemoryError):
-    """Too little memory on a device or in the machine; the message says how to use less."""
+    """Too little memory on a device or in the machine; the message says how to use less memory."""
 
 
 class TrainingDataError(MetaTasNetError, ValueError):

@@ -1,7 +1,7 @@
-"""Load the compiled module ``metatasnet_fast._native``, or return the reason why it is missing.
+"""Load the compiled module ``metatasnet_fast._native``, or say why it cannot be loaded.
 
-The package works without this module. The backends ``cpu`` and ``cuda`` need it: if one of them is requested by name
-without the module, an error with :func:`reason` is raised.
+The package works without this module. Only the backends ``cpu`` and ``cuda`` need it. If one of these backends is
+requested by name and the module is missing, the error gives the result of :func:`reason`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from types import ModuleType
 __all__ = ["cuda_reason", "load", "reason"]
 
 _NAME = "metatasnet_fast._native"
-_REASON_FILE = Path(__file__).with_name("_native_absent.txt")  # written by setup.py when the build failed
+_REASON_FILE = Path(__file__).with_name("_native_absent.txt")  # setup.py writes this file if the build fails
 
 
 @functools.cache
@@ -39,17 +39,17 @@ def _load() -> tuple[ModuleType | None, str | None]:
 
 
 def load() -> ModuleType | None:
-    """Import the module once and return it; ``None`` if it cannot be imported (then :func:`reason` says why)."""
+    """Return the module, imported once; ``None`` if it cannot be imported. Then :func:`reason` says why."""
     return _load()[0]
 
 
 def reason() -> str | None:
-    """Return in a sentence why :func:`load` returns ``None``, and what to do; ``None`` if it returns the module."""
+    """Return a sentence that says why the module cannot be imported, and what to do; ``None`` if it can be imported."""
     return _load()[1]
 
 
 def cuda_reason() -> str | None:
-    """Return in a sentence why the module has no CUDA kernels, and what to do; ``None`` if it has CUDA kernels."""
+    """Return a sentence that says why the module has no CUDA kernels, and what to do; ``None`` if it has CUDA kernels."""
     module = load()
     if module is None:
         return reason()

@@ -1,4 +1,4 @@
-"""Define the precisions in which the network can be computed."""
+"""The precisions in which the network can be computed."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ __all__ = ["Precision", "tf32_products"]
 
 
 class Precision(str, enum.Enum):
-    """Precision of the arithmetic; parameters, inputs and outputs keep their own dtype.
+    """The precision of the arithmetic. Parameters, inputs and outputs keep their own dtype.
 
-    ``tf32`` is float32 storage with TF32 tensor-core products. Statistics, accumulators, the softmax and the logarithm of
-    the spectrogram are float32 or wider in every precision.
+    ``tf32`` stores float32 and computes products in TF32 on tensor cores. Statistics, accumulators, the softmax and the
+    logarithm of the spectrogram are float32 or wider in every precision.
     """
 
     float64 = "float64"
@@ -29,12 +29,12 @@ class Precision(str, enum.Enum):
 
     @property
     def storage(self) -> torch.dtype:
-        """The dtype in which activations are stored."""
+        """Return the dtype in which activations are stored."""
         return torch.float32 if self is Precision.tf32 else getattr(torch, self.value)
 
     @classmethod
     def parse(cls, value: str | torch.dtype | Precision) -> Precision:
-        """Convert a name (such as ``bf16``) or a torch dtype; raise :class:`ConfigError` for anything else."""
+        """Return the precision for a name (such as ``bf16``) or a torch dtype; raise :class:`ConfigError` for others."""
         name = str(value).removeprefix("torch.") if isinstance(value, torch.dtype) else value
         name = SHORT.get(name, name) if isinstance(name, str) else name
         try:
@@ -48,10 +48,10 @@ class Precision(str, enum.Enum):
         return cls.float32 if device.type == "cpu" else cls.bfloat16
 
     def on(self, device: torch.device) -> Precision:
-        """Return the precision on a device: tf32 instead of float32 on a GPU, if torch's switch for products allows it.
+        """Return the precision to use on a device: tf32 instead of float32 on a GPU, if torch's switch for products allows it.
 
-        The switch is ``torch.set_float32_matmul_precision`` or ``torch.backends.cuda.matmul``. The switch for
-        convolutions, which is on by default, is not followed: float32 stays float32 unless the user allows less.
+        The switch is ``torch.set_float32_matmul_precision`` or ``torch.backends.cuda.matmul``. torch's switch for convolutions
+        is not followed, as it is on by default: float32 stays float32 unless the user allows less.
         """
         if self is Precision.float32 and device.type == "cuda" and _products_in_tf32():
             return Precision.tf32
@@ -59,12 +59,12 @@ class Precision(str, enum.Enum):
 
 
 SHORT = {"fp64": "float64", "fp32": "float32", "bf16": "bfloat16", "fp16": "float16"}
-"""Other names of precisions, which other libraries use."""
+"""Other names of the precisions, as in other libraries."""
 
 
 @contextlib.contextmanager
 def tf32_products(allow: bool) -> Iterator[None]:
-    """Allow or forbid TF32 in torch's products and convolutions on GPUs, for the block."""
+    """In this context, allow or forbid TF32 in torch's products and convolutions on GPUs."""
     if hasattr(torch.backends.cuda.matmul, "fp32_precision"):  # torch 2.9 and later
         cudnn: Any = torch.backends.cudnn
         switches, name = (torch.backends.cuda.matmul, cudnn.conv), "fp32_precision"

@@ -1,8 +1,10 @@
-"""Run a compiler and write what ptxas says of registers, spills and shared memory next to the object file.
+"""Run a compiler, and write what ptxas prints about registers, spills and shared memory into a file beside the object file.
+
+For example, the command
 
     python keep_readings.py nvcc ... -o kernels.cu.o
 
-writes ``kernels.cu.o.ptxas.txt`` (read by tests/cuda) and prints everything else that the compiler said.
+writes ``kernels.cu.o.ptxas.txt``, which tests/cuda reads, and prints everything else that the compiler printed.
 """
 
 import subprocess

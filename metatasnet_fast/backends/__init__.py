@@ -1,10 +1,11 @@
 """Backends: objects that run the network's jobs (prepare, encode, mask, decode) on a device, in a precision."""
 
-from .base import Backend, Request
 from .cache import PreparedCache
 from .registry import (
     Availability,
+    Backend,
     Choice,
+    Request,
     available_backends,
     backend_names,
     current_choice,

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import functools
 import os
 import weakref
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -17,9 +16,9 @@ from ..config import StageConfig
 from ..errors import BackendUnavailableError
 from ..precision import Precision
 from ..reference import LossWeights
-from .base import Backend, Request, check_device
 from .cpu_training import Cosines, Decode, Encode, Mask, by_frames, latents, unit_channels
 from .cpu_weights import MelShare, arrays, generate, sizes, weight_tensors
+from .registry import Backend, Request, check_device, exactly
 
 __all__ = ["ISA_VARIABLE", "CpuBackend", "give_back_memory"]
 
@@ -27,18 +26,6 @@ ISA_VARIABLE = "METATASNET_CPU_ISA"
 """Environment variable that forces an instruction set: one of ``metatasnet_fast._native.cpu_isas()``."""
 
 CPU = torch.device("cpu")
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def _exactly(method: Method) -> Method:
-    """Run a method without autocast, which would round the results of PyTorch's operations in the method."""
-
-    @functools.wraps(method)
-    def run(*args: Any, **named: Any) -> Any:
-        with torch.autocast("cpu", enabled=False):
-            return method(*args, **named)
-
-    return cast(Method, run)
 
 
 @dataclass(frozen=True)
@@ -49,10 +36,10 @@ class _Prepared:
     mel: MelShare | None
     """The spectrogram branch; None in a network without this branch."""
     weights: Mapping[str, Tensor] | None
-    """Weights from which the stage was packed, if they need gradients, else None."""
+    """The weights from which the stage was packed, if they need gradients; else None."""
 
     def tensors(self, job: str) -> dict[str, Tensor]:
-        """Return the weights of ``encoder``, ``mask`` or ``decoder``."""
+        """Return the weights of a job by name. ``job`` is ``encoder``, ``mask`` or ``decoder``."""
         return {name: w for name, w in (self.weights or {}).items() if name.startswith(f"{job}.")}
 
     def trains(self, job: str, *inputs: Tensor | None) -> bool:
@@ -63,9 +50,9 @@ class _Prepared:
 
 
 class _Memory:
-    """The memory of all jobs, kept from call to call: new pages from the system would cost a quarter of a training step.
+    """The memory of all jobs. It is kept from call to call: new pages from the system would cost a quarter of a training step.
 
-    The memory is freed when no parameter is left from which weights were prepared.
+    It is freed when no parameter is left from which weights were prepared.
     """
 
     def __init__(self) -> None:
@@ -73,7 +60,7 @@ class _Memory:
         self._users: set[int] = set()
 
     def of(self, module: Any, parameter: Tensor) -> Any:
-        """Return the compiled ``CpuPool``; keep it at least as long as ``parameter`` lives."""
+        """Return the compiled ``CpuPool``, which is kept at least as long as ``parameter`` lives."""
         if id(parameter) not in self._users:
             self._users.add(id(parameter))
             weakref.finalize(parameter, self._leave, id(parameter))
@@ -101,11 +88,12 @@ def give_back_memory() -> None:
 
 
 class CpuBackend(Backend):
-    """Compiled C++; each (item, instrument) runs through the whole masking network on one core; see ``docs/cpu-backend.md``.
+    """The backend of compiled C++; see ``docs/cpu-backend.md``.
 
-    ``torch.get_num_threads()`` threads are used, of torch's own OpenMP runtime if it has one. Results have the same bits for
-    every number of threads and do not depend on the other items of the batch. Latents are stored frames by channels. For
-    ``Precision.bfloat16`` latents are bfloat16; sums, statistics and the residual stream stay float32.
+    One core computes the whole masking network for one instrument of one item. ``torch.get_num_threads()`` threads are used, of
+    torch's own OpenMP runtime, if torch has one. Results have the same bits for every number of threads, and do not depend on
+    the other items of the batch. Latents are stored as (frames, channels). For ``Precision.bfloat16`` latents are bfloat16;
+    sums, statistics and the residual stream stay float32.
     """
 
     name = "cpu"
@@ -135,9 +123,9 @@ class CpuBackend(Backend):
             return f"it knows float32 and bfloat16, not {request.precision.value}; choose one of them."
         return None
 
-    @_exactly
+    @exactly
     def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> _Prepared:
-        """Generate and pack the weights; raise :class:`BackendUnavailableError` if the backend cannot run."""
+        """Generate and pack the weights of a stage; raise :class:`BackendUnavailableError` if the backend cannot run."""
         module, reason = native.load(), self.unavailable()
         if module is None or reason is not None:
             raise BackendUnavailableError(f"The backend cpu cannot run: {reason}")
@@ -155,7 +143,7 @@ class CpuBackend(Backend):
         mel = MelShare.of(weights.encoder, config, stage.latent_ld)
         return _Prepared(config, stage, mel, tensors if training else None)
 
-    @_exactly
+    @exactly
     def encode(self, prepared: _Prepared, signal: Tensor) -> Tensor:
         config, stage = prepared.config, prepared.stage
         config.check_signal(signal.shape)
@@ -173,7 +161,7 @@ class CpuBackend(Backend):
             stage.encode(wave, mel, latent, None, torch.get_num_threads())
         return latent[..., : config.N].transpose(1, 2)
 
-    @_exactly
+    @exactly
     def mask(
         self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
     ) -> Tensor:
@@ -194,7 +182,7 @@ class CpuBackend(Backend):
         stage.mask(x, own, previous, masked, None, torch.get_num_threads())
         return masked[..., : config.N].transpose(2, 3)
 
-    @_exactly
+    @exactly
     def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
         prepared.config.check_latent(latent.shape)
         check_device(latent, CPU)
@@ -206,7 +194,7 @@ class CpuBackend(Backend):
         prepared.stage.decode(x, signal, None, torch.get_num_threads())
         return signal[:, None]
 
-    @_exactly
+    @exactly
     def stage_loss(
         self,
         estimate: Tensor,
@@ -218,8 +206,10 @@ class CpuBackend(Backend):
         weights: LossWeights,
         divisors: Tensor | None = None,
     ) -> tuple[Tensor, Tensor]:
-        """Compute the cosines in compiled code and SI-SDR in PyTorch; use only PyTorch if a mask needs gradients or
-        latents are float64."""
+        """Return loss and statistics of a stage. Compiled code computes the cosines, PyTorch the SI-SDR.
+
+        PyTorch computes both if the mask needs gradients, or if the latents are float64.
+        """
         needed = latents if weights.need_latents else None
         if needed is None or needed.numel() == 0 or needed.dtype == torch.float64 or mask.requires_grad:
             return reference.stage_loss(estimate, target, mask, latents, mix_estimate, mix, weights, divisors)

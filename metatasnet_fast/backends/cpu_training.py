@@ -1,7 +1,7 @@
-"""The compiled jobs of the backend ``cpu`` as differentiable functions.
+"""Differentiable functions that run the compiled jobs of the backend ``cpu``.
 
-In the forward pass a job keeps the values for its backward pass in one tensor of bytes; see ``csrc/cpu/kept.h``. Both
-passes are compiled.
+Forward and backward are compiled. Forward keeps the values that backward needs in one tensor of bytes; see
+``csrc/cpu/kept.h``.
 """
 
 from __future__ import annotations
@@ -18,19 +18,21 @@ from torch.autograd.function import once_differentiable
 __all__ = ["Cosines", "Decode", "Encode", "Expand", "Mask", "by_frames", "latents", "unit_channels"]
 
 _CHANNELS = 32
-"""The compiled module pads tensors to multiples of this number of channels."""
+"""The compiled module pads the channels of tensors to a multiple of this number."""
 
 Gradients = tuple[Tensor | None, ...]
 
 
 def by_frames(latent: Tensor) -> Tensor:
-    """Return (..., channels, frames) as (..., frames, channels) with contiguous channels: a view of latents that this
-    backend made, else a copy."""
+    """Return ``latent`` (..., channels, frames) as (..., frames, channels), with contiguous channels.
+
+    The result is a view if this backend made the latent, else a copy.
+    """
     return unit_channels(latent.transpose(-1, -2))
 
 
 def unit_channels(x: Tensor) -> Tensor:
-    """Return ``x`` with a last axis of stride 1; dtypes other than float32 and bfloat16 become float32."""
+    """Return ``x`` with a last axis of stride 1, copied only if needed. Any dtype but float32 and bfloat16 becomes float32."""
     if x.dtype not in (torch.float32, torch.bfloat16):
         x = x.to(torch.float32)
     return x if x.stride(-1) == 1 else x.contiguous()
@@ -46,7 +48,7 @@ def _padded(channels: int) -> int:
 
 
 def _rooms(weights: Iterable[Tensor]) -> list[Tensor]:
-    """Allocate tensors for the gradients of matrices, padded as the compiled module needs."""
+    """Return new tensors, not initialised, for the gradients of ``weights``, padded as the compiled module needs them."""
     return [torch.empty([_padded(size) for size in w.shape], dtype=torch.float32) for w in weights]
 
 
@@ -55,7 +57,7 @@ def _without_padding(rooms: Sequence[Tensor], weights: Sequence[Tensor]) -> list
 
 
 def latents(stage: Any, *shape: int, dtype: torch.dtype | None = None) -> Tensor:
-    """Return an uninitialised tensor in the stage's memory, by default in the dtype of the stage's latents."""
+    """Return a new tensor, not initialised, in the stage's memory. Its default dtype is that of the stage's latents."""
     dtype = dtype or storage(stage)
     count = math.prod(shape)
     if not count:
@@ -68,9 +70,9 @@ def _kept(stage: Any, job: str, n: int, frames: int) -> Tensor:
 
 
 class Encode(Function):
-    """Latent (n, N, frames) of ``wave`` (n, samples) and ``mel``.
+    """The function from a signal ``wave`` (n, samples) to its latent (n, N, frames).
 
-    ``mel`` is the spectrogram's share (n, STFT frames, latent_ld), or None.
+    ``mel`` (n, STFT frames, latent_ld) is the share of the spectrogram branch, or None.
     """
 
     @staticmethod
@@ -96,7 +98,10 @@ class Encode(Function):
 
 
 class Mask(Function):
-    """Masked latents (n, I, N, frames) of latents stored frames by channels. ``own`` and ``partial`` may be None."""
+    """The function from a mixture's ``latent`` (n, frames, N) to the masked latents (n, I, N, frames).
+
+    ``own`` (n, I, frames, N), the copies with dropout, and ``partial`` (n, I, frames, N / 2) may be None.
+    """
 
     @staticmethod
     def forward(
@@ -153,7 +158,7 @@ class Mask(Function):
 
 
 class Decode(Function):
-    """Signal (n, samples) of a latent (n, frames, N)."""
+    """The function from a latent (n, frames, N) to its signal (n, samples)."""
 
     @staticmethod
     def forward(ctx: Any, stage: Any, samples: int, latent: Tensor, *weights: Tensor) -> Tensor:
@@ -180,11 +185,11 @@ class Decode(Function):
 
 
 class Cosines(Function):
-    """Sums over all frames of the cosines between encoded sources, (2,) float64.
+    """The function from encoded sources to two sums of cosines over all frames, (2,) float64.
 
-    The first sum takes the absolute latents of each pair of instruments, the second each latent and the latent of the item
-    before. ``latents``: (c + b, I, frames, N); ``mask``: (c + b, I) float32, 0 if the source is silent, else 1. c is
-    ``carried``: with 1, the first item is the one before the batch; with 0, the last item comes before the first.
+    The first sum compares the absolute latents of each pair of instruments. The second compares each latent with that of the
+    item before. ``latents`` is (c + b, I, frames, N). ``mask`` (c + b, I) is float32, 0 if the source is silent, else 1. c is
+    ``carried``: if it is 1, the first item is the one before the batch; if it is 0, the last item comes before the first.
     """
 
     @staticmethod
@@ -207,9 +212,10 @@ class Cosines(Function):
 
 
 class Expand(Function):
-    """Results (I, outputs) of each generated layer: its bias plus its kernel (outputs, E) times its ``hidden`` (layers, E, I).
+    """The function from hidden values to the results of all generated layers, (I, outputs) each.
 
-    ``parameters``: the kernels of all layers, then their biases.
+    A result is the layer's bias plus the layer's kernel (outputs, E) times its hidden values. ``hidden`` is (layers, E, I).
+    ``parameters`` are the kernels of all layers, then their biases.
     """
 
     @staticmethod

@@ -1,4 +1,4 @@
-"""Weights of the backend ``cpu``: float32 arrays of a stage for the compiled module, and the folded spectrogram branch."""
+"""The weights of the backend ``cpu``: a stage's float32 arrays for the compiled module, and the folded spectrogram branch."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from torch import Tensor
 from .. import reference
 from ..config import StageConfig
 from ..reference import StageWeights
-from ..reference.codec import FLOOR
 from ..reference.generator import EncoderWeights
+from ..reference.network import FLOOR
 from .cpu_training import Expand
 
 __all__ = ["MelShare", "arrays", "generate", "sizes", "weight_tensors"]
 
 _FRAMES = 256
-"""STFT frames that are processed at a time; their data stay in the caches."""
+"""Number of STFT frames that are processed at a time. Their data stay in the caches."""
 
 
 def sizes(config: StageConfig) -> dict[str, Any]:
@@ -42,10 +42,10 @@ def sizes(config: StageConfig) -> dict[str, Any]:
 
 
 def generate(config: StageConfig, p: Mapping[str, Tensor], module: Any, isa: str) -> StageWeights:
-    """Return what ``reference.generate`` returns; compiled code computes all generated layers at once. ``p`` must be
-    float32.
+    """Return what ``reference.generate`` returns. Compiled code computes all generated layers at once.
 
-    The reference takes the results of the generated layers as the parameters of a stage without generated layers.
+    The results of the generated layers are then passed to the reference as the parameters of a stage without generated layers.
+    ``p`` holds the stage's parameters by the original's names, in float32.
     """
     if not config.generated:
         return reference.generate(config, p)
@@ -77,32 +77,32 @@ def generate(config: StageConfig, p: Mapping[str, Tensor], module: Any, isa: str
 
 
 _PARTS = ("kernel", "bias", "affine")
-"""Names of the parameters that a generated layer makes from its hidden values."""
+"""The kinds of parameters that a generated layer makes from its hidden values."""
 
 
 def weight_tensors(weights: StageWeights) -> dict[str, Tensor]:
-    """Return the weights under the names and in the layouts of ``csrc/cpu/tensors.h``, without the spectrogram branch
-    (see ``MelShare``).
+    """Return the weights under the names and in the layouts of ``csrc/cpu/tensors.h``.
 
-    Differentiable: each is a view or a copy of the stage's weights.
+    The spectrogram branch is left out; see :class:`MelShare`. The result is differentiable: each tensor is a view or a copy of
+    the stage's weights.
     """
     return _encoder(weights) | _decoder(weights) | _masking(weights)
 
 
 def arrays(tensors: Mapping[str, Tensor]) -> dict[str, NDArray[np.float32]]:
-    """Return the tensors as NumPy arrays, contiguous, for the compiled module."""
+    """Return the tensors as contiguous NumPy arrays, for the compiled module."""
     return {name: tensor.detach().contiguous().numpy() for name, tensor in tensors.items()}
 
 
 def _centred(filters: Iterable[Tensor], longest: int) -> Tensor:
-    """Stack filters (width_l, 1, k_l) into (sum of widths, longest), with zeros on both sides of the shorter ones."""
+    """Return filters (width_l, 1, k_l) stacked into (sum of widths, longest); shorter filters get zeros on both sides."""
     return torch.cat([F.pad(f[:, 0], ((longest - f.shape[-1]) // 2,) * 2) for f in filters])
 
 
 def _encoder(weights: StageWeights) -> dict[str, Tensor]:
     config, encoder = weights.config, weights.encoder
     filters, width = len(config.kernel_sizes), config.encoder_width
-    # The compiled filter bank stores its outputs filter by filter: reorder the columns accordingly.
+    # The compiled filter bank stores its outputs filter by filter: reorder the columns of bottleneck_1 accordingly.
     columns = encoder.bottleneck_1.squeeze(-1)[:, : filters * width].unflatten(1, (width, filters))
     return {
         "encoder.bank": _centred(encoder.filters, config.kernel_sizes[-1]),
@@ -112,7 +112,7 @@ def _encoder(weights: StageWeights) -> dict[str, Tensor]:
 
 
 def _decoder(weights: StageWeights) -> dict[str, Tensor]:
-    """Return the decoder's weights, with the channels of the longest filter first."""
+    """Return the decoder's weights. The channels of the longest filter come first."""
     config, decoder = weights.config, weights.decoder
     columns = decoder.bottleneck.squeeze(-1).split(config.decoder_widths, dim=1)
     return {
@@ -156,12 +156,12 @@ def _masking(weights: StageWeights) -> dict[str, Tensor]:
 class MelShare:
     """The spectrogram branch's share of the bottleneck: ``(log10(|STFT|^2 + floor) - mean) @ to_mel @ to_latent + bias``.
 
-    From the logarithm to the bottleneck's ReLU the branch is linear, and interpolation along time commutes with it (the
-    interpolation weights sum to one). So the branch is computed at 31.25 frames a second instead of 400: 1 % of the network's
+    From the logarithm to the bottleneck's ReLU the branch is linear. As interpolation weights sum to one, the branch may be
+    computed before the interpolation along time: at 31.25 frames a second instead of 400, which is 1 % of the network's
     arithmetic. The pass that adds the share interpolates it.
 
     ``mean`` is subtracted in float32 right after the logarithm. Only ``1 / std`` and the affine scale are folded into
-    ``to_mel``: a tiny ``std`` would amplify the rounding error of a later subtraction.
+    ``to_mel``: if the mean were subtracted later, a tiny ``std`` would amplify the rounding error.
     """
 
     window: Tensor
@@ -171,14 +171,14 @@ class MelShare:
     to_mel: Tensor
     """(bins, mels), float64"""
     to_latent: Tensor
-    """(mels, channels), float64: the mel inputs of the encoder's first bottleneck, zero-padded to ``channels`` outputs."""
+    """(mels, channels), float64: the encoder's first bottleneck for the mel bands, with zeros up to ``channels`` outputs."""
     bias: Tensor
     """(channels,), float64"""
     hop: int
 
     @classmethod
     def of(cls, weights: EncoderWeights, config: StageConfig, channels: int) -> MelShare | None:
-        """Fold the maps in float64. Return None for a network without the spectrogram branch."""
+        """Return the share of an encoder, its maps folded in float64; None for a network without the spectrogram branch."""
         s = weights.spectrogram
         if s is None:
             return None
@@ -198,8 +198,10 @@ class MelShare:
         )
 
     def __call__(self, signals: Tensor) -> Tensor:
-        """Map (n, samples) float32 to (n, STFT frames, channels). Without gradients, process the frames in pieces, to limit the
-        memory."""
+        """Return the share (n, STFT frames, channels) of signals (n, samples), both float32.
+
+        Without gradients, the frames are processed in pieces, to limit the memory.
+        """
         windows = self._windows(signals)
         if torch.is_grad_enabled():
             return self._share(windows)
@@ -217,8 +219,8 @@ class MelShare:
         return F.pad(signals[:, None], (reach, reach), mode="reflect")[:, 0].unfold(1, len(self.window), self.hop)
 
     def _share(self, windows: Tensor) -> Tensor:
-        # For silence, thousands of equal terms cancel in this sum; in float32 too large an error would remain.
-        # Also, MKL's float32 products of 5 to 11 rows change their last bits with the number of threads.
+        # For silence, thousands of equal terms cancel in this sum; in float32 too large an error would remain. Besides, MKL's
+        # float32 products of 5 to 11 rows change their last bits with the number of threads.
         return (self._normalised(windows).double() @ self.to_mel @ self.to_latent + self.bias).float()
 
     def _normalised(self, windows: Tensor) -> Tensor:

@@ -1,13 +1,13 @@
-"""The backend ``cuda``: inference in compiled CUDA (``csrc/cuda``), in bfloat16, tf32 and float32."""
+"""The backends ``cuda`` and ``cuda-wgmma``: inference in compiled CUDA (``csrc/cuda``), in bfloat16, tf32 and float32."""
 
 from __future__ import annotations
 
 import functools
 import logging
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar, TypeVar, cast
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -16,18 +16,17 @@ from .. import native, reference
 from ..config import StageConfig
 from ..errors import BackendUnavailableError
 from ..precision import Precision
-from .base import Request, check_device
 from .cuda_weights import pack, persistent_arrays, sizes, slopes, spectrogram_arrays
-from .gpu import driver_version, no_gpu_reason
-from .graphs import GraphedBackend, Graphs, switched_on
+from .gpu import GraphedBackend, Graphs, driver_version, no_gpu_reason, switched_on
+from .registry import Request, check_device, exactly
 
 __all__ = ["KERNELS", "OLDEST", "UNVERIFIED", "CudaBackend", "WgmmaBackend"]
 
 OLDEST = (8, 0)
-"""Lowest compute capability for the kernels: they need asynchronous copies, and tensor cores for bfloat16 and tf32."""
+"""Lowest compute capability for the kernels, which need asynchronous copies, and tensor cores for bfloat16 and tf32."""
 
 HOPPER = (9, 0)
-"""The only compute capability with ``wgmma``: older and newer GPUs do not have it."""
+"""The only compute capability with the instruction ``wgmma``. Older and newer GPUs do not have it."""
 
 KERNELS = (
     "Depthwise",
@@ -45,28 +44,15 @@ KERNELS = (
     "PointwiseWgmma",
     "SourceMoments",
 )
-"""Kernels that ``csrc/cuda`` launches; the emulator runs all of them."""
+"""The kernels that ``csrc/cuda`` launches. The emulator runs all of these."""
 
 UNVERIFIED = KERNELS
-"""Kernels that have not run on a GPU yet. ``auto`` does not choose the backend until this is empty."""
+"""The kernels that have not run on a GPU yet. ``auto`` does not choose the backend until this tuple is empty."""
 
 _FURTHEST = 1 << 22
-"""Largest stride between frames, in elements: kernels count the bytes of 64 frames in 32 bits."""
+"""Largest stride between frames, in elements. It is limited, as kernels count the bytes of 64 frames in 32 bits."""
 
 logger = logging.getLogger("metatasnet_fast")
-
-Method = TypeVar("Method", bound=Callable[..., Any])
-
-
-def _exactly(method: Method) -> Method:
-    """Run a method without gradients, and without autocast, which would round the results of PyTorch's operations."""
-
-    @functools.wraps(method)
-    def run(self: CudaBackend, *args: Any, **named: Any) -> Any:
-        with torch.no_grad(), torch.autocast(self.device_type, enabled=False):
-            return method(self, *args, **named)
-
-    return cast(Method, run)
 
 
 @dataclass(frozen=True)
@@ -81,11 +67,12 @@ class _Prepared:
 
 
 class CudaBackend(GraphedBackend):
-    """Compiled CUDA kernels on the caller's current stream, in memory from torch's allocator; see ``docs/cuda-backend.md``.
+    """The backend of compiled CUDA kernels; see ``docs/cuda-backend.md``.
 
-    No job waits for the device, so short jobs can be captured in CUDA graphs. Results have the same bits in every run and do
-    not depend on the other items of the batch. Latents are stored frames by channels. For ``Precision.bfloat16`` latents are
-    bfloat16; sums, statistics, the residual stream and the spectrogram stay float32.
+    The kernels run on the caller's current stream, in memory from torch's allocator. No job waits for the device, so short jobs
+    can be captured in CUDA graphs. Results have the same bits in every run, and do not depend on the other items of the batch.
+    Latents are stored as (frames, channels). For ``Precision.bfloat16`` latents are bfloat16; sums, statistics, the residual
+    stream and the spectrogram stay float32.
     """
 
     name = "cuda"
@@ -109,7 +96,10 @@ class CudaBackend(GraphedBackend):
         return self._too_old(request.device) or self._uncovered(request) or self._too_small(request)
 
     def _too_old(self, device: torch.device) -> str | None:
-        """Return why a GPU cannot run the kernels (GPU or driver too old, kernels compiled for other GPUs), or None."""
+        """Return a sentence that says why a GPU cannot run the kernels, or None if it can.
+
+        The GPU or the driver may be too old, or the kernels may have been compiled for other GPUs.
+        """
         capability = torch.cuda.get_device_capability(device)
         if capability < OLDEST:
             return f"{device} has compute capability {capability[0]}.{capability[1]}; choose another backend below 8.0."
@@ -126,8 +116,10 @@ class CudaBackend(GraphedBackend):
         )
 
     def _driver_too_old(self) -> str | None:
-        """Return a sentence if the driver's CUDA version has a smaller first number than that of the compiler of the
-        kernels; else None."""
+        """Return a sentence if the driver is too old for the kernels, else None.
+
+        The driver is too old if its CUDA version has a smaller first number than the compiler of the kernels.
+        """
         module, driver = native.load(), driver_version()
         compiler = re.search(r"nvcc (\d+)\.", module.cuda_build_info()["compiler"]) if module else None
         if driver is None or compiler is None or driver[0] >= int(compiler[1]):
@@ -150,8 +142,10 @@ class CudaBackend(GraphedBackend):
         return None
 
     def _too_small(self, request: Request) -> str | None:
-        """Return a sentence if a block needs more shared memory than the GPU has, else None. GPUs for data centres have 163
-        KiB or more, others 99 KiB."""
+        """Return a sentence if a thread block needs more shared memory than the GPU has, else None.
+
+        GPUs for data centres have 163 KiB or more, other GPUs 99 KiB.
+        """
         module = native.load()
         if module is None or request.config is None:
             return None
@@ -176,9 +170,10 @@ class CudaBackend(GraphedBackend):
     def _stream(self, device: torch.device) -> int:
         return int(torch.cuda.current_stream(device).cuda_stream)
 
-    @_exactly
+    @exactly
+    @torch.no_grad()
     def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> _Prepared:
-        """Generate and pack the weights; raise :class:`BackendUnavailableError` if the backend cannot run."""
+        """Generate and pack the weights of a stage; raise :class:`BackendUnavailableError` if the backend cannot run."""
         make = self._stage_class()
         weights = reference.generate(config, {name: p.to(torch.float32) for name, p in parameters.items()})
         arrays = {**pack(weights, precision), **spectrogram_arrays(weights)}
@@ -189,7 +184,8 @@ class CudaBackend(GraphedBackend):
         graphs = Graphs(config.sampling_rate) if device.type == "cuda" and switched_on() else None
         return _Prepared(config, stage, arrays, device, precision.storage, graphs)
 
-    @_exactly
+    @exactly
+    @torch.no_grad()
     def encode(self, prepared: _Prepared, signal: Tensor) -> Tensor:
         config, stage = prepared.config, prepared.stage
         config.check_signal(signal.shape)
@@ -201,7 +197,8 @@ class CudaBackend(GraphedBackend):
         stage.encode(wave, latent, workspace, self._stream(prepared.device))
         return latent[..., : config.N].transpose(1, 2)
 
-    @_exactly
+    @exactly
+    @torch.no_grad()
     def mask(
         self, prepared: _Prepared, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None
     ) -> Tensor:
@@ -222,7 +219,8 @@ class CudaBackend(GraphedBackend):
         stage.mask(_by_frames(latent, prepared), own_copies, previous, masked, workspace, self._stream(prepared.device))
         return masked[..., : config.N].transpose(2, 3)
 
-    @_exactly
+    @exactly
+    @torch.no_grad()
     def decode(self, prepared: _Prepared, latent: Tensor) -> Tensor:
         config, stage = prepared.config, prepared.stage
         prepared.config.check_latent(latent.shape)
@@ -237,9 +235,9 @@ class CudaBackend(GraphedBackend):
 class WgmmaBackend(CudaBackend):
     """The backend ``cuda`` with kernels for Hopper; see ``docs/cuda-backend.md``.
 
-    ``wgmma`` and TMA compute the products of frames. All blocks of a masking network are one launch if a window fits on the
-    chip; the launches used are logged once for each length. No GPU has run these kernels yet: so this is a separate backend,
-    used only if the user names it.
+    The instruction ``wgmma`` computes the products of frames, and TMA loads their operands. If a window fits on the chip, one
+    launch runs all blocks of a masking network. Which launches are used is logged once for each length. No GPU has run these
+    kernels yet. For this reason they are a separate backend, used only if the user names it.
     """
 
     name = "cuda-wgmma"
@@ -294,8 +292,10 @@ def _workspace(prepared: _Prepared, size: int) -> Tensor:
 
 
 def _by_frames(latent: Tensor, prepared: _Prepared) -> Tensor:
-    """Return (..., channels, frames) as (..., frames, channels): a view of latents that this backend made, else a copy
-    that the kernels can read."""
+    """Return ``latent`` (..., channels, frames) as (..., frames, channels).
+
+    The result is a view if this backend made the latent, else a copy that the kernels can read.
+    """
     x = latent.transpose(-1, -2).to(prepared.storage)
     vector = 16 // x.element_size()
     rows = all(stride % vector == 0 or size == 1 for stride, size in zip(x.stride()[:-1], x.shape[:-1], strict=True))

@@ -1,4 +1,4 @@
-"""The weights of one stage as the CUDA kernels read them: padded, in the storage dtype of the precision, on one device."""
+"""The weights of one stage in the form that the CUDA kernels read: padded, in the precision's storage dtype, on one device."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from .cpu_weights import MelShare
 __all__ = ["pack", "persistent_arrays", "round_tf32", "sizes", "slopes", "spectrogram_arrays"]
 
 CHANNELS = 32
-"""Stored numbers of channels are multiples of this number (``csrc/cuda/device.h``)."""
+"""The number of stored channels is a multiple of this number (``csrc/cuda/device.h``)."""
 
 OUTPUTS = 160
-"""Outputs in one tile of a product (``csrc/cuda/tile.h``)."""
+"""Number of outputs in one tile of a product (``csrc/cuda/tile.h``)."""
 
 
 def sizes(config: StageConfig) -> dict[str, Any]:
@@ -49,7 +49,7 @@ def sizes(config: StageConfig) -> dict[str, Any]:
 
 
 def slopes(weights: StageWeights) -> list[float]:
-    """Return the slopes prelu_1 to prelu_4, then prelu_1 and prelu_2 of each block, in one transfer from the device."""
+    """Return the slopes prelu_1 to prelu_4, then prelu_1 and prelu_2 of each block. One transfer from the device gets all."""
     masking = weights.masking
     found = [masking.prelu_1, masking.prelu_2, masking.prelu_3, masking.prelu_4]
     for block in masking.blocks:
@@ -58,7 +58,7 @@ def slopes(weights: StageWeights) -> list[float]:
 
 
 def round_tf32(values: Tensor) -> Tensor:
-    """Round float32 to the nearest number with 10 bits of mantissa, ties away from zero, as the hardware does."""
+    """Return float32 values, rounded to 10 bits of mantissa as the hardware does: to the nearest, ties away from zero."""
     bits = values.contiguous().view(torch.int32)
     return ((bits + 0x1000) & ~0x1FFF).view(torch.float32)
 
@@ -66,7 +66,8 @@ def round_tf32(values: Tensor) -> Tensor:
 def pack(weights: StageWeights, precision: Precision) -> dict[str, Tensor]:
     """Return the weights under the names of ``csrc/cuda/stage.cu``, without the spectrogram branch.
 
-    Weights into which a group norm is folded, and the norms, are float32. Other weights have the dtype of ``precision``.
+    The kernels fold group norms into some of the weights. These weights, and the norms, are float32. Other weights have the
+    dtype of ``precision``.
     """
     config, encoder, decoder, masking = weights.config, weights.encoder, weights.decoder, weights.masking
     filters, width, window = len(config.kernel_sizes), config.encoder_width, max(config.kernel_sizes)
@@ -77,7 +78,7 @@ def pack(weights: StageWeights, precision: Precision) -> dict[str, Tensor]:
             return matrix.to(torch.bfloat16)
         return round_tf32(matrix) if precision is Precision.tf32 else matrix
 
-    # The filter bank stores its outputs filter by filter: reorder the columns accordingly.
+    # The filter bank stores its outputs filter by filter: reorder the columns of bottleneck_1 accordingly.
     by_filter = encoder.bottleneck_1[:, : filters * width, 0].unflatten(1, (width, filters)).transpose(1, 2).flatten(1)
     named = {
         "encoder.bank": stored(torch.cat([_centred(f[:, 0], window) for f in encoder.filters])),
@@ -110,8 +111,8 @@ def pack(weights: StageWeights, precision: Precision) -> dict[str, Tensor]:
 def persistent_arrays(weights: StageWeights) -> dict[str, Tensor]:
     """Return the weights of the persistent launch and of the skip sum after it, under the names of ``csrc/cuda/stage.cu``.
 
-    These are ``res_out`` and ``skip_out`` of all blocks, in bfloat16, and their biases, in float32. No norm is folded into the
-    weights: their operand is normalised already. The skip sum is one product over all blocks.
+    These are ``res_out`` and ``skip_out`` of all blocks, in bfloat16, and their biases, in float32. No norm is folded into
+    these weights, as their operand is normalised already. The skip sum is one product over all blocks.
     """
     blocks = weights.masking.blocks
     residual = [block.res_out for block in blocks if block.res_out is not None]
@@ -127,9 +128,10 @@ def persistent_arrays(weights: StageWeights) -> dict[str, Tensor]:
 
 
 def spectrogram_arrays(weights: StageWeights) -> dict[str, Tensor]:
-    """Return the weights of the spectrogram branch under the names of ``csrc/cuda/stage.cu``; {} for an encoder without it.
+    """Return the weights of the spectrogram branch under the names of ``csrc/cuda/stage.cu``.
 
-    Products of weights are computed in float64; only the twiddles stay float64.
+    The result is empty for an encoder without this branch. Products of weights are computed in float64. In the result only the
+    factors of the Fourier transform (twiddles) are float64.
     """
     config = weights.config
     share = MelShare.of(weights.encoder, config, config.N)
@@ -151,14 +153,14 @@ def spectrogram_arrays(weights: StageWeights) -> dict[str, Tensor]:
 def _turn(config: StageConfig) -> int:
     """Return by how many taps the decoder's filters are rotated when they are stored.
 
-    The filters are centred in one window, so after the rotation their middle OUTPUTS taps come first and fall into the first
-    tile. Only filters longer than OUTPUTS taps have taps in other tiles.
+    The filters are centred in one window. After the rotation their middle OUTPUTS taps come first, so these taps are in the
+    first tile. Only filters longer than OUTPUTS taps have taps in other tiles.
     """
     return max(0, max(config.kernel_sizes) - OUTPUTS) // 2
 
 
 def _own(tensor: Tensor) -> Tensor:
-    """Copy a tensor: prepared weights must not change with the parameters, and the kernels read aligned vectors of 16 bytes."""
+    """Return a contiguous copy: prepared weights must not change with the parameters, and kernels read aligned 16 bytes."""
     return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 

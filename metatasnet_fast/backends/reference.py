@@ -1,4 +1,4 @@
-"""The backend ``reference``: the authors' arithmetic in plain PyTorch, on every device and in every precision."""
+"""The backend ``reference`` runs the authors' arithmetic in plain PyTorch, on every device and in every precision."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import Tensor
 from .. import reference
 from ..config import StageConfig
 from ..precision import Precision, tf32_products
-from .base import Backend, Request
+from .registry import Backend, Request
 
 __all__ = ["ReferenceBackend", "arithmetic"]
 
@@ -24,12 +24,13 @@ class _Prepared:
 
     @property
     def dtype(self) -> torch.dtype:
-        """The dtype of weights and signals: float64 for ``Precision.float64``, else float32 (also for autocast)."""
+        """Return the dtype of weights and signals: float64 for ``Precision.float64``; else float32, also under autocast."""
         return torch.float64 if self.precision is Precision.float64 else torch.float32
 
 
 class ReferenceBackend(Backend):
-    """Plain PyTorch, differentiable in every precision. bfloat16 and float16 run under ``torch.autocast``."""
+    """The backend of plain PyTorch. Every job is differentiable in every precision. bfloat16 and float16 run under
+    ``torch.autocast``."""
 
     name = "reference"
     summary = "plain PyTorch, the authors' arithmetic; training and inference on every device"
@@ -77,7 +78,7 @@ def arithmetic(precision: Precision, device: torch.device) -> Iterator[None]:
         with torch.autocast(device.type, precision.storage):
             yield
     elif torch.compiler.is_compiling():
-        yield  # a compiled network uses torch's switches as the caller set them
+        yield  # a compiled network uses torch's switches for TF32 as the caller set them
     elif precision is Precision.tf32 or (precision is Precision.float32 and device.type == "cuda"):
         with tf32_products(precision is Precision.tf32):
             yield

@@ -1,23 +1,34 @@
-"""List the backends, find the ones that can serve a request, choose one for ``auto``, and keep the user's choice."""
+"""The interface of a backend, the list of backends, the choice of one that serves a request, and the user's own choice.
+
+A backend is an object that runs the network's jobs on some devices, in some precisions.
+"""
 
 from __future__ import annotations
 
 import functools
 import importlib
 import logging
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Hashable, Mapping, Sequence
 from dataclasses import dataclass
 from types import TracebackType
+from typing import Any, ClassVar, TypeVar, cast
 
 import torch
+from torch import Tensor
 
-from ..errors import BackendUnavailableError
+from .. import reference
+from ..config import MetaTasNetConfig, StageConfig
+from ..errors import BackendUnavailableError, ShapeError
 from ..precision import Precision
-from .base import Backend, Request
+from ..reference import LossWeights
 
 __all__ = [
-    "Availability", "Choice", "available_backends", "backend_names", "current_choice", "get_backend", "resolve",
-    "use_backend",
+    "Availability", "Backend", "Choice", "Request", "available_backends", "backend_names", "check_device",
+    "current_choice", "exactly", "get_backend", "resolve", "use_backend",
 ]  # fmt: skip
+
+Method = TypeVar("Method", bound=Callable[..., Any])
 
 logger = logging.getLogger("metatasnet_fast")
 
@@ -34,8 +45,121 @@ _PREFERENCE: dict[str, tuple[str, ...]] = {"cpu": ("cpu", "reference"), "cuda": 
 
 
 @dataclass(frozen=True)
+class Request:
+    """A request to a backend: a device, a precision, whether gradients are needed (``training``), and the network, if known."""
+
+    device: torch.device
+    precision: Precision
+    training: bool = False
+    config: MetaTasNetConfig | None = None
+
+    def __str__(self) -> str:
+        return f"{'training' if self.training else 'inference'} in {self.precision.value} on {self.device}"
+
+
+class Backend(ABC):
+    """The jobs of the network: prepare (which includes the generator), encode, mask, decode.
+
+    A job depends only on its arguments and on the result of :meth:`prepare`. Between jobs, tensors have the shapes named here.
+    The backend chooses their strides, and may choose a lower dtype. Every job accepts any strides, and a batch of zero items.
+    For ``training`` requests, every job is differentiable with respect to its inputs and to the parameters.
+    """
+
+    name: ClassVar[str]
+    summary: ClassVar[str]
+    """One line about the backend, for the list of backends."""
+
+    def variant(self) -> str:
+        """Return a text for all else that prepared weights depend on, such as an instruction set that the user forces."""
+        return ""
+
+    @abstractmethod
+    def unavailable(self) -> str | None:
+        """Return None if this machine can run the backend; else one sentence that says what the user can do."""
+
+    @abstractmethod
+    def supports(self, request: Request) -> str | None:
+        """Return None if the backend can serve the request; else one sentence that says what the user can do."""
+
+    @abstractmethod
+    def prepare(self, config: StageConfig, parameters: Mapping[str, Tensor], precision: Precision) -> Any:
+        """Generate, fold and pack the weights of one stage.
+
+        Args:
+            config: the stage's sizes.
+            parameters: the stage's parameters by the original's names, on one device.
+            precision: the precision of all jobs that use the result.
+
+        Returns:
+            an object that only this backend understands. Under ``torch.no_grad`` the object must not share memory with the
+            parameters, as the network keeps it until a parameter changes.
+        """
+
+    @abstractmethod
+    def encode(self, prepared: Any, signal: Tensor) -> Tensor:
+        """Encode signals (n, 1, T) into latents (n, N, T // W), for any n."""
+
+    @abstractmethod
+    def mask(self, prepared: Any, latent: Tensor, partial: Tensor | None, dropout: Tensor | None = None) -> Tensor:
+        """Return the masked latents (n, I, N, T') of I instruments.
+
+        ``latent`` (n, N, T') belongs to the mixture. ``partial`` (n, I, N / 2, T') is the masked latent of the previous stage;
+        None in the first stage. ``dropout`` (n, I, N) holds factors for the copy of the latent that the masking network reads;
+        None for no dropout.
+        """
+
+    @abstractmethod
+    def decode(self, prepared: Any, latent: Tensor) -> Tensor:
+        """Decode latents (n, N, T') into signals (n, 1, T' W), for any n."""
+
+    def repeat(
+        self, prepared: Sequence[Any], job: Callable[..., tuple[Tensor, ...]], name: Hashable, inputs: Sequence[Tensor]
+    ) -> tuple[Tensor, ...]:
+        """Return ``job(*inputs)``. The job runs several of the backend's jobs without gradients, and is called repeatedly.
+
+        A backend may record the job under ``name`` and the shapes of the inputs, and replay the record for other inputs of
+        these shapes. ``prepared`` holds the prepared weights of the stages.
+        """
+        return job(*inputs)
+
+    def stage_loss(
+        self,
+        estimate: Tensor,
+        target: Tensor,
+        mask: Tensor,
+        latents: Tensor | None,
+        mix_estimate: Tensor | None,
+        mix: Tensor,
+        weights: LossWeights,
+        divisors: Tensor | None = None,
+    ) -> tuple[Tensor, Tensor]:
+        """Return loss and statistics of a stage, as :func:`metatasnet_fast.reference.stage_loss` does."""
+        return reference.stage_loss(estimate, target, mask, latents, mix_estimate, mix, weights, divisors)
+
+
+def check_device(tensor: Tensor, device: torch.device) -> None:
+    """Raise :class:`ShapeError` unless the tensor is on ``device``, the device of the weights."""
+    if tensor.device != device:
+        raise ShapeError(f"A tensor is on {tensor.device}, the weights on {device}: move one of them.")
+
+
+def exactly(method: Method) -> Method:
+    """Decorate a method so that it runs without autocast, which would round the results of PyTorch's operations."""
+
+    @functools.wraps(method)
+    def run(*args: Any, **named: Any) -> Any:
+        with torch.autocast("cuda", enabled=False), torch.autocast("cpu", enabled=False):
+            return method(*args, **named)
+
+    return cast(Method, run)
+
+
+@dataclass(frozen=True)
 class Availability:
-    """Availability of a backend on this machine: ``reason`` is None if the backend can run, else a sentence on what to do."""
+    """The availability of a backend on this machine.
+
+    ``reason`` is None if the backend can run; else it is a sentence that says what to do.
+    """
 
     name: str
     summary: str
@@ -55,7 +179,7 @@ _loaded: dict[str, Backend] = {}
 
 
 def get_backend(name: str) -> Backend:
-    """Return the backend of that name, even if it cannot run here.
+    """Return the backend ``name``, even if it cannot run on this machine.
 
     Raises:
         BackendUnavailableError: for an unknown name.
@@ -72,7 +196,7 @@ def get_backend(name: str) -> Backend:
 
 
 def available_backends() -> dict[str, Availability]:
-    """Return the availability of every backend by name, with a reason for each backend that cannot run here."""
+    """Return the availability of every backend, by name."""
     return {
         name: Availability(name, get_backend(name).summary, get_backend(name).unavailable()) for name in backend_names()
     }
@@ -85,7 +209,8 @@ def resolve(name: str, request: Request) -> Backend:
         name: a backend's name, or ``auto`` for the fastest that supports the request.
 
     Raises:
-        BackendUnavailableError: if the named backend cannot serve, or, for ``auto``, no backend can; with the reasons.
+        BackendUnavailableError: if the named backend cannot serve the request, or, for ``auto``, if no backend can. The message
+            gives the reasons.
     """
     if name != "auto":
         reason = _refusal(name, request)
@@ -113,8 +238,10 @@ def _refusal(name: str, request: Request) -> str | None:
 def _announce(
     name: str, device: torch.device, precision: Precision, training: bool, passed_over: str, broken: bool
 ) -> None:
-    """Log the choice once for each kind of request; on a GPU as a warning if a backend that was passed over cannot run
-    at all."""
+    """Log the choice of a backend, once for each kind of request.
+
+    On a GPU the message is a warning if ``broken``: a backend that was passed over cannot run on this machine at all.
+    """
     job = "training" if training else "inference"
     because = f" (passed over: {passed_over})" if passed_over else ""
     level = logging.WARNING if broken and device.type == "cuda" else logging.INFO

@@ -21,8 +21,7 @@ from torch import Tensor
 
 from .._extras import require
 from ..backends import Backend, Choice
-from ..backends.cache import prepare_all
-from ..backends.watch import collect_parameters
+from ..backends.cache import collect_parameters, prepare_all
 from ..model import MultiTasNet, export
 from ..model.engine import Engine
 from ..precision import Precision

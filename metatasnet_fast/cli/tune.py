@@ -24,7 +24,7 @@ from .common import add_json_option, from_one, print_result
 
 if TYPE_CHECKING:
     from ..benchmark.machine import Timer
-    from ..kernels.candidates import Subject
+    from ..kernels.tuned import Subject
 
 __all__ = ["add_arguments", "tune_subject"]
 
@@ -72,7 +72,7 @@ def run(args: argparse.Namespace) -> int:
     if reason:
         raise BackendUnavailableError(f"There is nothing to tune on {device} in {precision.value}: {reason}")
     from ..kernels import tuned
-    from ..kernels.candidates import Sizes, subjects
+    from ..kernels.tuned import Sizes, subjects
 
     config = MetaTasNetConfig()
     sizes = Sizes(config.B, config.H, len(config.stages[0].dilations), tuple(stage.N for stage in config.stages))

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from ..backends import Choice, Request, get_backend, resolve
-from ..backends.watch import collect_parameters
+from ..backends.cache import collect_parameters
 from ..config import MetaTasNetConfig
 from ..errors import ConfigError
 from ..precision import Precision

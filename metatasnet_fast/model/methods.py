@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 
 from ..backends import Choice, PreparedCache, Request, current_choice, get_backend, resolve
-from ..backends.watch import collect_parameters
+from ..backends.cache import collect_parameters
 from ..config import MetaTasNetConfig
 from ..errors import ConfigError, EmptyAudioError, ShapeError
 from ..precision import Precision
-from ..reference.codec import log_power
+from ..reference.network import log_power
 from .engine import Engine, check_mixes
 
 __all__ = ["NetworkMethods", "RunningDeviation", "plan_chunks"]

@@ -27,7 +27,7 @@ from torch import Tensor, nn
 from .._extras import require
 from .._io import write_atomically, writing
 from ..backends import Choice
-from ..backends.watch import collect_parameters
+from ..backends.cache import collect_parameters
 from ..config import MetaTasNetConfig
 from ..errors import CheckpointError
 from ..precision import Precision

@@ -1,4 +1,4 @@
-"""Run all blocks of the masking network in a row: the residual stream goes in, the sum of the skips comes out."""
+"""Run all blocks of the masking network in a row, from the residual stream to the sum of the skips."""
 
 from __future__ import annotations
 
@@ -21,9 +21,9 @@ __all__ = ["BlockParameters", "blocks", "kept_for_backward"]
 
 
 class BlockParameters(NamedTuple):
-    """The stacked weights of L blocks for I instruments, any floating dtype.
+    """The stacked weights of L blocks for I instruments, in any floating dtype.
 
-    B is the number of channels of the residual stream, H that inside a block.
+    The residual stream has B channels, the inside of a block has H.
     """
 
     conv1d: Tensor
@@ -39,9 +39,9 @@ class BlockParameters(NamedTuple):
     gamma_2: Tensor
     beta_2: Tensor
     out: Tensor
-    """(L, I, 2 B, H): rows of res_out, then of skip_out. The last block's res_out is not used; its gradient is zero."""
+    """(L, I, 2 B, H): the rows of res_out, then of skip_out. The last block's res_out is not used, and its gradient is zero."""
     bias: Tensor | None
-    """(L, I, 2 B), in the same order; None for no bias."""
+    """(L, I, 2 B): the biases of res_out, then of skip_out; None for no bias."""
 
 
 def blocks(
@@ -56,20 +56,22 @@ def blocks(
     activated: bool = False,
     start: tuple[Tensor, GroupNorm] | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Return skips = sum_l skip_out(h_l), with x_(l+1) = x_l + res_out(h_l) and h_l as below.
+    """Return skips = sum_l skip_out(h_l) over all blocks l, with x_(l+1) = x_l + res_out(h_l) and h_l as below.
 
-    h_l = norm_2(PReLU(dconv1d(norm_1(PReLU(conv1d(x_l)))))). Differentiable once, in all inputs except the statistics.
+    h_l = norm_2(PReLU(dconv1d(norm_1(PReLU(conv1d(x_l)))))). The operation is differentiable once, in all inputs except the
+    statistics.
 
     Args:
         x: (n, I, frames, B), the residual stream: float32, bfloat16, float16; on a CPU also float64.
-        parameters: of L blocks; H and B multiples of 8.
-        dilations: one for each block.
-        next_slope: (1,), of the PReLU that will be applied to the skips.
-        keep: what to keep for backward, 1 or 2 as in :func:`kept_for_backward`, which chooses if ``keep`` is None.
+        parameters: the weights of L blocks; H and B are multiples of 8.
+        dilations: the dilation of each block, in frames.
+        next_slope: (1,), slope of the PReLU that will be applied to the skips.
+        keep: what to keep for backward: 0 nothing, 1 or 2 as in :func:`kept_for_backward`. If None, this function chooses if
+            gradients are needed, else nothing is kept.
         items: how many items go through all blocks at a time; 0 for the number measured to be best on the device, or all.
         tf32: compute float32 products in TF32 on the tensor cores, to three decimal digits.
         activated: return PReLU(skips, next_slope) instead of skips. Only for inference: it has no gradient.
-        start: slope (1,) and norm for x_0 = norm(PReLU(x, slope)); by default x_0 = ``x``. Only for inference.
+        start: slope (1,) and norm with which x_0 = norm(PReLU(x, slope)); without it x_0 = ``x``. Only for inference.
 
     Returns:
         skips (n, I, frames, B) in the dtype of ``x``, and the statistics of PReLU(skips, next_slope).
@@ -112,18 +114,18 @@ def blocks(
 
 
 def kept_for_backward(dtype: torch.dtype) -> int:
-    """Return what training keeps of every block. 1: the inputs of the block and of its first PReLU; 2: also the output of its
-    second PReLU.
+    """Return a number that says what training keeps of every block.
 
-    In units of a block's activation, eager PyTorch keeps 7. To keep only two costs one more depthwise pass in backward, 2 of 20
-    units of traffic. So two-byte dtypes keep three units (21 % of eager's float32). Four-byte dtypes keep two: three would be
-    43 %.
+    1 stands for the inputs of the block and of its first PReLU; 2 also for the output of its second PReLU. In units of one
+    activation of a block, 1 keeps two units, 2 keeps three, and eager PyTorch keeps seven. To keep two instead of three costs
+    one more depthwise pass in backward, 2 of 20 units of traffic. So two-byte dtypes keep three units, which are 21 % of the
+    bytes of eager float32. Four-byte dtypes keep two, as three would be 43 %.
     """
     return 2 if dtype.itemsize == 2 else 1
 
 
 def _layer(p: BlockParameters, layer: int) -> BlockParameters:
-    """Return the parameters of block ``layer``; slopes become (1,)."""
+    """Return the parameters of block ``layer``, without the axis of the blocks. A slope is (1,)."""
 
     def of(v: Any) -> Any:
         return None if v is None else v[layer : layer + 1] if v.dim() == 1 else v[layer]
@@ -132,7 +134,7 @@ def _layer(p: BlockParameters, layer: int) -> BlockParameters:
 
 
 def _forward_layer(x: Tensor, w: BlockParameters, dilation: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """Return the results of conv1d and of the depthwise pass, and the affines of both norms."""
+    """Run one block up to its second PReLU. Return the results of conv1d and of the depthwise pass, and both norms' affines."""
     frames = x.shape[2]
     c = pointwise_forward(x, w.conv1d, None, None, None, None, None)
     affine_1 = affine_of(tile_statistics(activation(c, w.slope_1)), w.gamma_1, w.beta_1, frames)
@@ -177,8 +179,11 @@ def _blocks(
     keep: int, items: int, tf32: bool, activated: bool, start_slope: Tensor | None, start_statistics: Tensor | None,
     start_gamma: Tensor | None, start_beta: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the skips or PReLU(skips), the statistics of PReLU(skips), the inputs of all blocks except the first, c,
-    b (of all blocks, side by side), and the affines of both norms."""
+    """Return the skips, or PReLU(skips) if ``activated``; the statistics of PReLU(skips); and what is kept of all blocks.
+
+    Kept are the inputs of all blocks except the first, the results c of conv1d, the results b of the depthwise pass side by
+    side, and the affines of both norms.
+    """
     p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
     width = x.shape[3]
     if start_slope is not None:
@@ -216,8 +221,8 @@ def _backward_kernel(
     bs: Tensor, affine_1: Tensor, affine_2: Tensor, dilations: list[int], tf32: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
     p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
-    kept = kernels("blocks", x.dtype).Kept(xs, cs, bs, affine_1, affine_2)
-    launcher = kernels("blocks_backward", x.dtype).blocks_backward
+    module = kernels("blocks", x.dtype)
+    kept, launcher = module.Kept(xs, cs, bs, affine_1, affine_2), module.blocks_backward
     weights = _launcher_weights(x, p, dilations)
     found: tuple[Tensor, ...] = launcher(dskips.contiguous(), unit_stride(x), kept, weights, tf32)
     return found
@@ -231,7 +236,10 @@ def _blocks_backward(
 ) -> tuple[
     Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 ]:  # fmt: skip
-    """Return dx and the gradients of the weights, in the order of the arguments; zero for the last block's rows of res_out."""
+    """Return dx and the gradients of the weights, in the order of the arguments.
+
+    The gradient of the last block's res_out is zero.
+    """
     p = BlockParameters(conv1d, slope_1, gamma_1, beta_1, taps, slope_2, gamma_2, beta_2, out, bias)
     width = x.shape[3]
     dx: Tensor | None = None
@@ -272,7 +280,7 @@ def _differentiate(ctx: Any, dskips: Tensor | None, *_: Any) -> tuple[Tensor | N
         return (None,) * 21
     if not ctx.kept:
         raise ShapeError("Nothing was kept for backward (keep=0); pass keep=None or 1.")
-    saved = ctx.saved_tensors  # read once: non-reentrant checkpointing recomputes these, and allows only one read
+    saved = ctx.saved_tensors  # read once: non-reentrant checkpointing computes these again, and allows only one read
     x, *p = saved[:11]
     found = _blocks_backward(dskips, x, *p, *saved[11:], ctx.dilations, ctx.tf32)
     gradients = [None if v is None else g.to(v.dtype) for v, g in zip(p, found[1:], strict=True)]

@@ -1,17 +1,24 @@
-"""1x1 convolution of latent frames, with an interpolated share and a ReLU in its epilogue."""
+"""1x1 convolution of latent frames, with an interpolated share and a ReLU in its epilogue.
+
+The module also holds the arithmetic and checks that all of the codec's operations share: activations are (n, frames, channels),
+signals (n, samples). Operands are rounded to the dtype of the activation; sums are taken in the dtype of :func:`wide`.
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ShapeError
-from .frames import Rectified, check_frames, gated, interpolation, rounded
 from .operator import check_parameter, differentiable, kernels, operator, products, unit_stride, wide
 
-__all__ = ["bottleneck", "rectified_bottleneck"]
+__all__ = [
+    "Rectified", "added", "bottleneck", "check_bank", "check_frames", "framed", "gated", "interpolation", "narrowed",
+    "rectified_bottleneck", "rounded",
+]  # fmt: skip
 
 
 def bottleneck(
@@ -25,19 +32,19 @@ def bottleneck(
 ) -> Tensor:
     """Return y[n, t, o] = act( sum_k weight[o, k] x[n, t, k] + bias[o] + s[n, t, o] ).
 
-    s is ``share``, interpolated linearly to x's frames with aligned corners (for one row or one frame: row 0).
-    Differentiable once.
+    s is ``share``, interpolated linearly to x's frames with aligned corners; if there is only one row or one frame, s is row 0.
+    The operation is differentiable once.
 
     Args:
         x: (n, frames, K), float32, bfloat16, float16; on a CPU also float64.
-        weight: (N, K), any floating dtype; products are taken in the dtype of ``x`` and summed in float32.
-        bias: (N,).
+        weight: (N, K), any floating dtype. It is rounded to the dtype of ``x``; products are summed in float32.
+        bias: (N,), any floating dtype; None for no bias.
         share: (n, rows, N), float32 (float64 if ``x`` is).
-        relu: whether act is a ReLU, else the identity.
+        relu: whether act is a ReLU; else act is the identity.
         tf32: compute float32 products in TF32 on the tensor cores, to three decimal digits.
 
     Returns:
-        (n, frames, N) in the dtype of ``x``.
+        y, (n, frames, N), in the dtype of ``x``.
 
     Raises:
         ShapeError: if a shape, dtype or device does not fit.
@@ -54,7 +61,7 @@ def rectified_bottleneck(
     share: Tensor | None = None,
     tf32: bool = False,
 ) -> Rectified:
-    """Return :func:`bottleneck` with a ReLU, whose gradient is left to the operations that read the result."""
+    """Return the result of :func:`bottleneck` with a ReLU. The operations that read the result compute the ReLU's gradient."""
     return Rectified(_checked(x, weight, bias, share, True, True, tf32))
 
 
@@ -83,7 +90,7 @@ def _checked(
 
 
 def forward(x: Tensor, weight: Tensor, bias: Tensor | None, share: Tensor | None, relu: bool) -> Tensor:
-    """Return y in the dtype of ``x``."""
+    """Return y of :func:`bottleneck` in the dtype of ``x``, computed in plain PyTorch."""
     y = x.to(wide(x.dtype)) @ rounded(weight, x).T
     y = y if bias is None else y + bias.to(y.dtype)
     if share is not None:
@@ -115,14 +122,14 @@ def _backward_kernel(
     dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, need_bias: bool, rectified: bool,
     tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    module, backward = kernels("bottleneck", x.dtype), kernels("bottleneck_backward", x.dtype)
+    module = kernels("bottleneck", x.dtype)
     dy = unit_stride(dy if y is None else torch.where(y > 0, dy, 0))
     x, precision = unit_stride(x), products(tf32, x)
     dx, gate = x.new_empty(0), x.contiguous() if rectified else None
     if need_x:
         dx = module.product(dy, weight.to(x.dtype).T, precision, gate=gate)
-    dw, dbias = backward.weight_gradient(dy, x, x.shape[2], precision, bias=need_bias)
-    dshare = backward.interpolation_backward(dy, rows) if rows else dw.new_empty(0)
+    dw, dbias = module.weight_gradient(dy, x, x.shape[2], precision, bias=need_bias)
+    dshare = module.interpolation_backward(dy, rows) if rows else dw.new_empty(0)
     return dx, dw.contiguous(), dbias.contiguous(), dshare
 
 
@@ -131,7 +138,7 @@ def _bottleneck_backward(
     dy: Tensor, x: Tensor, weight: Tensor, y: Tensor | None, rows: int, need_x: bool, need_bias: bool, rectified: bool,
     tf32: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return dx, dW, dbias and dshare (``rows`` rows); a gradient that is not needed is a tensor without elements."""
+    """Return dx, dW, dbias and dshare (n, rows, N). A gradient that is not needed is a tensor without elements."""
     g = gated(dy, y)
     dshare = torch.einsum("tf,nto->nfo", interpolation(rows, x.shape[1], g), g) if rows else g.new_empty(0)
     dx = gated(g @ rounded(weight, x), x if rectified else None).to(x.dtype) if need_x else x.new_empty(0)
@@ -158,3 +165,86 @@ def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 differentiable(_bottleneck, _differentiate, _save, _bottleneck_backward)
+
+
+class Rectified(NamedTuple):
+    """The result ``value`` of a ReLU whose gradient is computed by the operations that read the result.
+
+    Such an operation returns a gradient that is zero where ``value`` is zero. This saves a separate pass over the gradient. The
+    result is not a tensor, so that no other operation can read it.
+    """
+
+    value: Tensor
+
+
+def interpolation(rows: int, frames: int, like: Tensor) -> Tensor:
+    """Return the weights (frames, rows) of linear interpolation with aligned corners.
+
+    If there is only one row or one frame, row 0 alone has weight.
+    """
+    place = torch.arange(frames, device=like.device)[:, None] * (rows - 1)
+    row = torch.arange(rows, device=like.device)[None] * max(frames - 1, 1)
+    return (1 - (place - row).abs().to(like.dtype) / max(frames - 1, 1)).clamp(min=0)
+
+
+def framed(signal: Tensor, taps: int, stride: int, padding: int) -> Tensor:
+    """Return a signal (n, samples) cut into overlapping frames (n, T, taps).
+
+    Frame t starts at sample t stride - padding. Outside the signal the frames are zero.
+    """
+    return F.pad(signal, (padding, padding)).unfold(1, taps, stride)
+
+
+def added(frames: Tensor, samples: int, stride: int, padding: int) -> Tensor:
+    """Return the signal (n, samples): frames (n, T, taps), added up where they overlap. This is :func:`framed` transposed."""
+    n, count, taps = frames.shape
+    place = torch.arange(count, device=frames.device)[:, None] * stride + torch.arange(taps, device=frames.device)
+    padded = frames.new_zeros(n, samples + 2 * padding).index_add(1, place.flatten(), frames.flatten(1))
+    return padded[:, padding : padding + samples]
+
+
+def rounded(p: Tensor, like: Tensor) -> Tensor:
+    """Return a parameter, rounded to the dtype of ``like`` as in the kernels' products, in the dtype of :func:`wide`."""
+    return p.to(like.dtype).to(wide(like.dtype))
+
+
+def narrowed(bank: Tensor, narrow: int, inner: int) -> Tensor:
+    """Return the bank with zeros outside the middle ``inner`` taps of the first ``narrow`` rows."""
+    if narrow == 0:
+        return bank
+    end, taps = (bank.shape[1] - inner) // 2, torch.arange(bank.shape[1], device=bank.device)
+    outside = (taps < end) | (taps >= bank.shape[1] - end)
+    return bank.masked_fill(outside & (torch.arange(len(bank), device=bank.device) < narrow)[:, None], 0)
+
+
+def gated(dy: Tensor, y: Tensor | None) -> Tensor:
+    """Return the gradient before a ReLU with the result ``y``, in the dtype of :func:`wide`. Without a ReLU, ``y`` is None."""
+    dy = dy.to(wide(dy.dtype))
+    return dy if y is None else torch.where(y > 0, dy, 0)
+
+
+def check_frames(name: str, x: Tensor) -> None:
+    """Raise :class:`ShapeError` unless ``x`` is (n, frames, channels), floating point, with at least one frame."""
+    if x.dim() != 3 or x.shape[1] == 0 or x.shape[2] == 0 or not x.is_floating_point():
+        raise ShapeError(
+            f"{name} must be floating point (n, frames, channels) with at least one frame, "
+            f"got {x.dtype} {tuple(x.shape)}."
+        )
+
+
+def check_bank(
+    bank: Tensor, channels: int | None, stride: int, padding: int, like: Tensor, narrow: tuple[int, int] = (0, 0)
+) -> None:  # fmt: skip
+    """Raise :class:`ShapeError` unless the bank is (channels, taps), and stride, padding and narrow rows fit the bank."""
+    rows = channels if channels is not None else (bank.shape[0] if bank.dim() == 2 else 1)
+    taps = bank.shape[1] if bank.dim() == 2 else 1
+    check_parameter("bank", bank, (max(rows, 1), max(taps, 1)), like)
+    if stride < 1 or not 0 <= 2 * padding < taps:
+        raise ShapeError(
+            f"stride must be at least 1 and padding below half of {taps} taps, got stride {stride}, padding {padding}."
+        )
+    fits = 0 <= narrow[0] <= bank.shape[0] and 0 <= narrow[1] <= taps and (taps - narrow[1]) % 2 == 0
+    if narrow != (0, 0) and not fits:
+        raise ShapeError(
+            f"narrow must be at most {bank.shape[0]} rows and {taps} taps, as many on both sides, got {narrow}."
+        )

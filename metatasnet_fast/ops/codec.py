@@ -1,8 +1,9 @@
 """The encoder and the decoder as a few fused operations.
 
-Encoder, six operations: the filters as one bank with ReLU; log power, the mel map and the mel bands' share of the bottleneck,
-at 31.25 frames a second; the bottleneck's first product, whose epilogue interpolates and adds the share; its second product.
-Decoder: a product with a ReLU, and the overlap-add. Latents are (n, frames, N) in memory.
+The encoder takes six operations: the filters as one bank with a ReLU; log power, the mel map and the mel bands' share of the
+bottleneck, these three at 31.25 frames a second; the bottleneck's first product, whose epilogue interpolates and adds the
+share; the bottleneck's second product. The decoder takes two: a product with a ReLU, and the overlap-add. Latents are
+(n, frames, N) in memory.
 """
 
 from __future__ import annotations
@@ -18,9 +19,8 @@ from ..config import StageConfig
 from ..precision import Precision
 from ..reference.generator import DecoderWeights, EncoderWeights
 from .bottleneck import bottleneck, rectified_bottleneck
-from .filter_bank import rectified_filter_bank
+from .filter_bank import overlap_add, rectified_filter_bank
 from .log_power import log_power
-from .overlap_add import overlap_add
 
 __all__ = ["DecoderOperands", "EncoderOperands", "decode", "encode", "prepare_decoder", "prepare_encoder"]
 
@@ -29,8 +29,8 @@ ALIGNMENT = 8
 
 @dataclass(frozen=True)
 class MelOperands:
-    """The weights of the spectrogram branch: window and mean; the map to mel bands and its bias; the bottleneck's weights for
-    the mel bands."""
+    """The weights of the spectrogram branch: ``window`` and ``mean``; ``weight`` and ``bias`` of the map to mel bands;
+    ``to_latent``, the bottleneck's weights for the mel bands."""
 
     window: Tensor
     mean: Tensor
@@ -41,10 +41,11 @@ class MelOperands:
 
 @dataclass(frozen=True)
 class EncoderOperands:
-    """Weights of :func:`encode`; ``wave`` and ``mel.to_latent`` are the bottleneck's first weights, ``last`` its second.
+    """The weights of :func:`encode`.
 
-    ``narrow``: the number of rows of the bank with filters shorter than the longest, and the taps of the longest of these
-    filters; also in :class:`DecoderOperands`.
+    ``bank`` (outputs, taps) holds all filters. The bottleneck's first weights are ``wave``, for the outputs of the filters, and
+    ``mel.to_latent``, for the mel bands; its second weights are ``last``. ``narrow`` is the number of rows of the bank with
+    filters shorter than the longest, and the number of taps of the longest of these filters.
     """
 
     config: StageConfig
@@ -59,7 +60,7 @@ class EncoderOperands:
 
 @dataclass(frozen=True)
 class DecoderOperands:
-    """Weights of :func:`decode`."""
+    """The weights of :func:`decode`: ``bottleneck`` and ``bank``. ``narrow`` is as in :class:`EncoderOperands`."""
 
     config: StageConfig
     precision: Precision
@@ -69,22 +70,25 @@ class DecoderOperands:
 
 
 def _narrow(bank: Sequence[Tensor]) -> tuple[int, int]:
-    """Return the number of rows of all filters except the longest (the last ones), and the taps of the second longest."""
+    """Return the number of rows of all filters except the longest, and the number of taps of the second longest.
+
+    The filters come shortest first.
+    """
     return sum(len(f) for f in bank[:-1]), bank[-2].shape[-1] if len(bank) > 1 else bank[-1].shape[-1]
 
 
 def _centred(filters: tuple[Tensor, ...]) -> list[Tensor]:
-    """Return the filters (C_l, 1, k_l) as (C_l, k), padded at both ends with zeros to the longest length k."""
+    """Return each filter (C_l, 1, k_l) as (C_l, k), padded with zeros at both ends. k is the longest length."""
     taps = max(f.shape[-1] for f in filters)
     ends = [(taps - f.shape[-1]) // 2 for f in filters]
     return [F.pad(f.squeeze(1), (end, end)) if end else f.squeeze(1) for f, end in zip(filters, ends, strict=True)]
 
 
 def _aligned(p: Tensor, *dims: int) -> Tensor:
-    """Pad the given dimensions of ``p`` with zeros to multiples of eight, so that the kernels load 16 bytes at a time.
+    """Return ``p`` with zeros added to the given dimensions, up to multiples of eight: kernels then load 16 bytes at a time.
 
-    At the default widths the filters' 330 outputs become 336 and the decoder's 385 parts become 392. The added channels stay
-    zero through the ReLUs.
+    At the default widths the filters' 330 outputs become 336, and the 385 inputs of the decoder's filters become 392. The added
+    channels stay zero after the ReLUs.
     """
     padding = [0] * (2 * p.dim())
     for dim in dims:
@@ -93,12 +97,12 @@ def _aligned(p: Tensor, *dims: int) -> Tensor:
 
 
 def _exact(precision: Precision) -> torch.dtype:
-    """Return the dtype of values that are stored in at least float32: float32, or float64 in float64."""
+    """Return the dtype of values that need at least float32: float32, or float64 if ``precision`` is float64."""
     return torch.promote_types(precision.storage, torch.float32)
 
 
 def prepare_encoder(weights: EncoderWeights, config: StageConfig, precision: Precision) -> EncoderOperands:
-    """Convert an encoder's weights to the form of :func:`encode`; differentiable.
+    """Convert an encoder's weights to the form that :func:`encode` takes. The conversion is differentiable.
 
     The standard deviations, the learned affine and the mel map become one matrix and one bias. The mean stays separate: it must
     be subtracted from the logarithm in float32, before any product.
@@ -106,7 +110,7 @@ def prepare_encoder(weights: EncoderWeights, config: StageConfig, precision: Pre
     dtype, exact, s = precision.storage, _exact(precision), weights.spectrogram
     first, waves = weights.bottleneck_1.squeeze(2), len(weights.filters) * config.encoder_width
     wave, to_latent = first.split((waves, first.shape[1] - waves), dim=1)
-    wave = wave.unflatten(1, (-1, len(weights.filters))).transpose(1, 2).flatten(1)  # filter by filter
+    wave = wave.unflatten(1, (-1, len(weights.filters))).transpose(1, 2).flatten(1)  # columns in the bank's order
     mel = None
     if s is not None:
         mel_weight = s.mel_weight.squeeze(2).to(exact)
@@ -129,7 +133,7 @@ def prepare_encoder(weights: EncoderWeights, config: StageConfig, precision: Pre
 
 
 def prepare_decoder(weights: DecoderWeights, config: StageConfig, precision: Precision) -> DecoderOperands:
-    """Convert a decoder's weights to the form of :func:`decode`; differentiable."""
+    """Convert a decoder's weights to the form that :func:`decode` takes. The conversion is differentiable."""
     dtype = precision.storage
     bank, first = _aligned(torch.cat(_centred(weights.filters)), 0), _aligned(weights.bottleneck.squeeze(2).T, 0)
     return DecoderOperands(config, precision, first.to(dtype), bank.to(dtype), _narrow(weights.filters))
@@ -145,10 +149,10 @@ def encode(operands: EncoderOperands, signal: Tensor) -> Tensor:
         signal: (n, 1, T), any strides and floating dtype, T at least ``config.shortest``.
 
     Returns:
-        (n, N, T // W) in the precision's dtype; channels are contiguous in memory.
+        the latent, (n, N, T // W), in the precision's dtype; channels are contiguous in memory.
 
     Raises:
-        ShapeError: for a signal of another shape or too short for the reflect-padded transform.
+        ShapeError: for a signal of another shape, or too short for the reflect-padded transform.
     """
     o, config, tf32 = operands, operands.config, operands.precision is Precision.tf32
     config.check_signal(signal.shape)
@@ -172,7 +176,7 @@ def decode(operands: DecoderOperands, latent: Tensor) -> Tensor:
         latent: (n, N, frames), any strides and floating dtype; it is not copied if channels are contiguous in memory.
 
     Returns:
-        (n, 1, frames W), float32 (float64 in float64).
+        the signal, (n, 1, frames W), float32; float64 if the precision is float64.
 
     Raises:
         ShapeError: for a latent of another shape.

@@ -37,16 +37,16 @@ def depthwise(
 ) -> tuple[Tensor, Tensor]:
     """Return y = PReLU( sum_k weight[i, c, k] m[n, i, t + (k - 1) dilation, c], next_slope ), with m = norm(PReLU(x, slope)).
 
-    m is zero outside the signal: the normalised signal is padded. Differentiable once, in all inputs except the statistics.
-    Backward needs only the activation ``x``; it computes the intermediate values again.
+    m is zero outside the signal: the normalised signal is padded. The operation is differentiable once, in all inputs except
+    the statistics. Of the activations, backward needs only ``x``; it computes the intermediate values again.
 
     Args:
         x: (n, I, frames, C) for I instruments, float32, bfloat16, float16; on a CPU also float64.
-        weight: (I, C, 3).
-        dilation: frames between taps, at least 1; may exceed the number of frames.
-        slope: (1,), of the PReLU on ``x``.
+        weight: (I, C, 3), any floating dtype.
+        dilation: number of frames from one tap to the next, at least 1; it may exceed the number of frames.
+        slope: (1,), slope of the PReLU on ``x``.
         norm: group norm of PReLU(x), with the statistics of PReLU(x).
-        next_slope: (1,), of the PReLU on the result.
+        next_slope: (1,), slope of the PReLU on the result.
 
     Returns:
         y (n, I, frames, C) in the dtype of ``x``, and the statistics of y.
@@ -67,7 +67,7 @@ def depthwise(
 
 
 def _shift(v: Tensor, frames: int) -> Tensor:
-    """Return ``v[t + frames]``, with zeros outside the signal."""
+    """Return ``v`` (n, I, T, C), shifted in time: at t stands the value of t + ``frames``, or zero outside the signal."""
     length = v.shape[2]
     shifted = torch.zeros_like(v)
     if abs(frames) < length:
@@ -78,7 +78,7 @@ def _shift(v: Tensor, frames: int) -> Tensor:
 def _convolved(
     x: Tensor, weight: Tensor, dilation: int, slope: Tensor, affine: Tensor, beta: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """Return z = PReLU(x), m = norm(z), and the convolution of m."""
+    """Return z = PReLU(x), m = norm(z), and the convolution of m with the taps."""
     z = activation(x, slope)
     m = normalise(z, affine, beta)
     taps = weight.to(z.dtype)[:, None]
@@ -89,7 +89,7 @@ def _convolved(
 def forward(
     x: Tensor, weight: Tensor, dilation: int, slope: Tensor, affine: Tensor, beta: Tensor, next_slope: Tensor
 ) -> Tensor:
-    """Return y in the dtype of ``x``, from the norm's affine."""
+    """Return y of :func:`depthwise` in the dtype of ``x``. ``affine`` is that of the norm."""
     a = _convolved(x, weight, dilation, slope, affine, beta)[2]
     return torch.where(a > 0, a, next_slope.to(a.dtype) * a).to(x.dtype)
 

@@ -1,4 +1,4 @@
-"""Strided filters of one width on a signal: all filters of the encoder in one operation."""
+"""Strided filters of one width on a signal (all filters of the encoder in one operation), and their transpose: overlap-add."""
 
 from __future__ import annotations
 
@@ -8,11 +8,11 @@ import torch
 from torch import Tensor
 
 from ..errors import ShapeError
+from .bottleneck import Rectified, added, check_bank, check_frames, framed, gated, narrowed, rounded
 from .bottleneck import forward as product
-from .frames import Rectified, added, check_bank, framed, gated, narrowed, rounded
-from .operator import differentiable, kernels, operator, products, unit_stride
+from .operator import differentiable, kernels, operator, products, unit_stride, wide
 
-__all__ = ["filter_bank", "rectified_filter_bank"]
+__all__ = ["filter_bank", "overlap_add", "rectified_filter_bank"]
 
 
 def filter_bank(
@@ -21,20 +21,20 @@ def filter_bank(
 ) -> Tensor:  # fmt: skip
     """Return y[n, t, o] = act( sum_k bank[o, k] signal[n, t stride + k - padding] ); the signal is zero outside its samples.
 
-    Differentiable once. The signal's gradient is computed only if it is needed.
+    The operation is differentiable once. The signal's gradient is computed only if it is needed.
 
     Args:
         signal: (n, samples), float32, bfloat16, float16; on a CPU also float64.
-        bank: (outputs, taps), any floating dtype; products are taken in the signal's dtype and summed in float32.
+        bank: (outputs, taps), any floating dtype. It is rounded to the signal's dtype; products are summed in float32.
         stride: samples from one frame to the next.
-        padding: samples by which the first frame starts before the signal.
+        padding: number of samples by which the first frame starts before the signal.
         narrow: (rows, taps): treat the first ``rows`` rows of the bank as zero outside the ``taps`` taps in their middle, to
             save products.
-        relu: whether act is a ReLU, else the identity.
+        relu: whether act is a ReLU; else act is the identity.
         tf32: compute float32 products in TF32 on the tensor cores, to three decimal digits.
 
     Returns:
-        (n, (samples + 2 padding - taps) // stride + 1, outputs) in the signal's dtype.
+        y, (n, (samples + 2 padding - taps) // stride + 1, outputs), in the signal's dtype.
 
     Raises:
         ShapeError: if a shape, dtype, device or size does not fit, or the signal is too short for one frame.
@@ -46,7 +46,7 @@ def filter_bank(
 def rectified_filter_bank(
     signal: Tensor, bank: Tensor, stride: int, padding: int, *, narrow: tuple[int, int] = (0, 0), tf32: bool = False
 ) -> Rectified:  # fmt: skip
-    """Return :func:`filter_bank` with a ReLU, whose gradient is left to the operations that read the result."""
+    """Return the result of :func:`filter_bank` with a ReLU. The operations that read the result compute the ReLU's gradient."""
     return Rectified(_checked(signal, bank, stride, padding, narrow, True, True, tf32))
 
 
@@ -96,8 +96,7 @@ def _backward_kernel(
             dy, bank.to(signal.dtype).contiguous(), stride, padding, signal.shape[1], precision, narrow=narrow, inner=inner,
             dtype=signal.dtype,
         )  # fmt: skip
-    weight_gradient = kernels("bottleneck_backward", signal.dtype).weight_gradient
-    dbank, _ = weight_gradient(dy, unit_stride(signal), bank.shape[1], precision, framing=framing)
+    dbank, _ = common.weight_gradient(dy, unit_stride(signal), bank.shape[1], precision, framing=framing)
     return dsignal, dbank.contiguous()
 
 
@@ -128,3 +127,91 @@ def _differentiate(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 differentiable(_filter_bank, _differentiate, _save, _filter_bank_backward)
+
+
+def overlap_add(
+    x: Tensor | Rectified, bank: Tensor, stride: int, padding: int, *, narrow: tuple[int, int] = (0, 0), tf32: bool = False
+) -> Tensor:  # fmt: skip
+    """Return signal[n, s] = sum over t, k with t stride + k - padding = s of sum_c x[n, t, c] bank[c, k].
+
+    This is the transpose of :func:`filter_bank`. It is differentiable once. The overlapping frames are never written out.
+
+    Args:
+        x: (n, frames, C), float32, bfloat16, float16; on a CPU also float64.
+        bank: (C, taps), any floating dtype. It is rounded to the dtype of ``x``; products are summed in float32.
+        stride: samples from one frame to the next.
+        padding: number of samples that are cut off at each end.
+        narrow: (rows, taps): treat the first ``rows`` rows of the bank as zero outside the ``taps`` taps in their middle, to
+            save products.
+        tf32: compute float32 products in TF32 on the tensor cores, to three decimal digits.
+
+    Returns:
+        the signal, (n, (frames - 1) stride + taps - 2 padding), float32 (float64 if ``x`` is).
+
+    Raises:
+        ShapeError: if a shape, dtype, device or size does not fit.
+        MissingDependencyError: on a CUDA device without Triton.
+    """
+    x, rectified = (x.value, True) if isinstance(x, Rectified) else (x, False)
+    check_frames("x", x)
+    check_bank(bank, x.shape[2], stride, padding, x, narrow)
+    y: Tensor = _overlap_add(x, bank, stride, padding, *narrow, rectified, tf32)
+    return y
+
+
+def _length(x: Tensor, bank: Tensor, stride: int, padding: int) -> Any:
+    return (x.shape[1] - 1) * stride + bank.shape[1] - 2 * padding
+
+
+def _adding_kernel(
+    x: Tensor, bank: Tensor, stride: int, padding: int, narrow: int, inner: int, rectified: bool, tf32: bool
+) -> Tensor:  # fmt: skip
+    found: Tensor = kernels("overlap_add", x.dtype).overlap_add(
+        unit_stride(x), bank.to(x.dtype).contiguous(), stride, padding, _length(x, bank, stride, padding),
+        products(tf32, x), narrow=narrow, inner=inner,
+    )  # fmt: skip
+    return found
+
+
+@operator("overlap_add", _adding_kernel)
+def _overlap_add(
+    x: Tensor, bank: Tensor, stride: int, padding: int, narrow: int, inner: int, rectified: bool, tf32: bool
+) -> Tensor:  # fmt: skip
+    bank = narrowed(rounded(bank, x), narrow, inner)
+    return added(x.to(wide(x.dtype)) @ bank, _length(x, bank, stride, padding), stride, padding)
+
+
+def _adding_backward_kernel(
+    dy: Tensor, x: Tensor, bank: Tensor, stride: int, padding: int, narrow: int, inner: int, rectified: bool, tf32: bool
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    common = kernels("bottleneck", x.dtype)
+    precision, framing = products(tf32, x), common.Framing(x.shape[1], stride, padding, narrow, inner)
+    dy = unit_stride(dy.to(x.dtype))
+    gate = x.contiguous() if rectified else None
+    dx = common.product(dy, bank.to(x.dtype), precision, gate=gate, framing=framing)
+    dbank, _ = common.weight_gradient(unit_stride(x), dy, bank.shape[1], precision, framing=framing)
+    return dx, dbank.contiguous()
+
+
+@operator("overlap_add_backward", _adding_backward_kernel)
+def _overlap_add_backward(
+    dy: Tensor, x: Tensor, bank: Tensor, stride: int, padding: int, narrow: int, inner: int, rectified: bool, tf32: bool
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    """Return dx and dbank; dbank has values also for taps that are treated as zero. First dy is rounded to x's dtype."""
+    frames = framed(rounded(dy, x), bank.shape[1], stride, padding)
+    dx = gated(frames @ narrowed(rounded(bank, x), narrow, inner).T, x if rectified else None)
+    return dx.to(x.dtype), torch.einsum("ntc,ntk->ck", x.to(dx.dtype), frames)
+
+
+def _save_adding(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    x, bank, *ctx.settings = inputs
+    ctx.save_for_backward(x, bank)
+
+
+def _differentiate_adding(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+    x, bank = ctx.saved_tensors
+    dx, dbank = _overlap_add_backward(dy, x, bank, *ctx.settings)
+    return dx, dbank.to(bank.dtype), None, None, None, None, None, None
+
+
+differentiable(_overlap_add, _differentiate_adding, _save_adding, _overlap_add_backward)

@@ -1,4 +1,4 @@
-"""All generated parameters of a stage in one operation."""
+"""Generate all parameters of a stage in one operation."""
 
 from __future__ import annotations
 
@@ -17,9 +17,10 @@ __all__ = ["Section", "generated_parameters"]
 
 
 class Section(NamedTuple):
-    """A section of the result, made by rows ``first`` to ``first + rows`` of K from the hidden values of ``layer``.
+    """A section of the result of :func:`generated_parameters`, where K is defined.
 
-    K is defined in :func:`generated_parameters`. The values of instrument ``i`` start at ``place + i * stride``.
+    The rows ``first`` to ``first + rows - 1`` of K make the section from the hidden values of ``layer``. In the result, the
+    values of instrument ``i`` start at ``place + i * stride``.
     """
 
     layer: int
@@ -40,20 +41,20 @@ def generated_parameters(
 ) -> Tensor:
     """Return w[place + i stride + r] = K[first + r] h[layer, i] + k[first + r], h[l, i] = A[l] e[i] + a[l], for every section.
 
-    One launch computes all layers of a stage, two compute the gradients. Differentiable once, in all inputs. Elements outside
-    all sections are zero.
+    One launch computes all layers of a stage, and two launches compute the gradients. The operation is differentiable once, in
+    all inputs. Elements outside all sections are zero.
 
     Args:
         embedding: e, (I, E_1) for I instruments. All inputs are float32; on a CPU also float64.
         bottlenecks: A, (E_2, E_1) for each layer.
         biases: a, (E_2,) for each layer.
-        matrices: (rows, E_2) each; K is all matrices, one below the other.
-        offsets: (rows,) each, in the same order; k is all offsets.
-        sections: in the order of their layers, at least one for each layer.
+        matrices: (rows, E_2) each. K is all matrices, one below the other.
+        offsets: (rows,) each, in the same order. k is all offsets, one after the other.
+        sections: the sections in the order of their layers, at least one for each layer.
         size: length of the result.
 
     Returns:
-        (size,), of the embedding's dtype.
+        w, (size,), of the embedding's dtype.
 
     Raises:
         ShapeError: if a shape or dtype does not fit, or a section lies outside of K or of the result.
@@ -80,7 +81,7 @@ def generated_parameters(
 
 @functools.lru_cache(maxsize=64)
 def _flat(sections: tuple[Section, ...], instruments: int, layers: int, rows: int, size: int) -> tuple[int, ...]:
-    """Check that the sections are in order and lie inside K and the result; return all their numbers in one tuple."""
+    """Check that the sections are in order, and lie inside K and the result. Return the numbers of all of them in one tuple."""
     for s in sections:
         if s.first + s.rows > rows or s.place + (instruments - 1) * s.stride + s.rows > size or s.layer >= layers:
             raise ShapeError(f"{s} lies outside of {layers} layers, {rows} rows or {size} values.")
@@ -92,7 +93,11 @@ def _flat(sections: tuple[Section, ...], instruments: int, layers: int, rows: in
 
 @functools.lru_cache(maxsize=64)
 def _tables(sections: tuple[int, ...], device: torch.device) -> tuple[Tensor, Tensor]:
-    """Return the kernels' tables on a device: the rows of each program, and each layer's range of programs (first, end)."""
+    """Return two tables for the kernels, on ``device``.
+
+    The first, (programs, 5), holds layer, first row, number of rows, place and stride of each program. The second, (layers, 2),
+    holds the first program of each layer and the program after its last.
+    """
     rows_of_a_program = kernels("generator", torch.float32).ROWS
     lines: list[tuple[int, ...]] = []
     programs: dict[int, list[int]] = {}
@@ -106,7 +111,7 @@ def _tables(sections: tuple[int, ...], device: torch.device) -> tuple[Tensor, Te
 
 
 def _each(sections: Sequence[int]) -> zip[tuple[int, int, int, int, int]]:
-    """Return an iterator over layer, first row, rows, place and stride between instruments of every section."""
+    """Return an iterator over the sections: layer, first row, number of rows, place, stride between instruments."""
     return zip(*[iter(sections)] * 5, strict=True)
 
 
@@ -153,8 +158,8 @@ def _generated_backward(
     dw: Tensor, embedding: Tensor, bottlenecks: Sequence[Tensor], biases: Sequence[Tensor],
     matrices: Sequence[Tensor], sections: Sequence[int],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of the embedding, the bottlenecks (layers, E_2, E_1), their biases, all matrices and all
-    offsets."""
+    """Return the gradients of the embedding (I, E_1), the bottlenecks (layers, E_2, E_1), the biases (layers, E_2), all
+    matrices (rows, E_2) and all offsets (rows,)."""
     k, dw = torch.cat(list(matrices)), dw.contiguous()
     dk, doffset = torch.zeros_like(k), k.new_zeros(len(k))
     dhidden = k.new_zeros(len(bottlenecks), len(embedding), k.shape[1])

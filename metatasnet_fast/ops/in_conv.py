@@ -1,4 +1,4 @@
-"""PReLU, group norm and 1x1 convolution of two operands side by side: the start of the masking network."""
+"""The start of the masking network: PReLU, group norm and 1x1 convolution of two operands side by side."""
 
 from __future__ import annotations
 
@@ -28,19 +28,19 @@ def in_conv(
     *,
     tf32: bool = False,
 ) -> tuple[Tensor, Tensor]:
-    """Return y = weight norm(PReLU((x, v), slope)); the channels of x and v are side by side, but are never concatenated.
+    """Return y = weight norm(PReLU((x, v), slope)). The channels of x and v are taken side by side, but never concatenated.
 
-    This operation takes the statistics of its inputs, since no operation of this package made the inputs. Differentiable
-    once, in all inputs; the statistics of the result carry no gradient.
+    This operation takes the statistics of its inputs itself, since no operation of this package made the inputs. It is
+    differentiable once, in all inputs. The statistics of the result carry no gradient.
 
     Args:
-        x: (n, I, frames, K1), or (n, 1, frames, K1) if the I instruments share it: float32, bfloat16, float16; on a CPU also
+        x: (n, I, frames, K1), or (n, 1, frames, K1) if the I instruments share x: float32, bfloat16, float16; on a CPU also
             float64.
         v: (n, I, frames, K2), of the dtype of ``x``, or None (K2 = 0). K1 + K2 is a multiple of 8.
         weight: (I, N, K1 + K2), any floating dtype.
-        slope: (1,), of the PReLU on the inputs.
-        gamma, beta: (I, K1 + K2), of the group norm.
-        next_slope: (1,), of the PReLU that will be applied to y.
+        slope: (1,), slope of the PReLU on the inputs.
+        gamma, beta: (I, K1 + K2), parameters of the group norm.
+        next_slope: (1,), slope of the PReLU that will be applied to y.
         tf32: compute float32 products in TF32 on the tensor cores, to three decimal digits.
 
     Returns:
@@ -111,7 +111,7 @@ def _backward_kernel(
     dy: Tensor, x: Tensor, v: Tensor | None, weight: Tensor, slope: Tensor, affine: Tensor, gamma: Tensor,
     beta: Tensor, tf32: bool,
 ) -> tuple[Tensor, ...]:  # fmt: skip
-    dx, dv, *others = kernels("in_conv_backward", x.dtype).in_conv_backward(
+    dx, dv, *others = kernels("in_conv", x.dtype).in_conv_backward(
         unit_stride(dy), unit_stride(x), _unit(v), weight.contiguous(), slope, affine, beta.contiguous(), tf32
     )
     return dx, x.new_empty(0) if dv is None else dv, *others

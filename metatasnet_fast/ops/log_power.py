@@ -14,14 +14,14 @@ from .operator import check_parameter, differentiable, kernels, operator, unit_s
 __all__ = ["log_power"]
 
 FLOOR = 1e-8
-"""Number that is added to the power before the logarithm."""
+"""The number that is added to the power before the logarithm."""
 
 
 def log_power(signal: Tensor, window: Tensor, mean: Tensor, hop: int) -> Tensor:
-    """Return y[n, f, b] = log10( |STFT(signal)[n, f, b]|^2 + 1e-8 ) - mean[b]: centred frames, reflect padding, one-sided.
+    """Return y[n, f, b] = log10( |STFT(signal)[n, f, b]|^2 + 1e-8 ) - mean[b].
 
-    Two-byte signals are converted to float32: lower precision would change the logarithm of near silence too much.
-    Differentiable once, only in the signal.
+    The STFT has centred frames, reflect padding and the bins 0 to n_fft / 2. Two-byte signals are converted to float32: lower
+    precision would change the logarithm of near silence too much. The operation is differentiable once, only in the signal.
 
     Args:
         signal: (n, samples), any floating dtype, more than n_fft / 2 samples.
@@ -30,7 +30,7 @@ def log_power(signal: Tensor, window: Tensor, mean: Tensor, hop: int) -> Tensor:
         hop: samples from one frame to the next, at most n_fft.
 
     Returns:
-        (n, samples // hop + 1, n_fft / 2 + 1), float32 (float64 if the signal is).
+        y, (n, samples // hop + 1, n_fft / 2 + 1), float32 (float64 if the signal is).
 
     Raises:
         ShapeError: if a shape, dtype, device or size does not fit.
@@ -51,7 +51,7 @@ def log_power(signal: Tensor, window: Tensor, mean: Tensor, hop: int) -> Tensor:
 
 
 def _places(samples: int, n_fft: int, device: torch.device) -> Tensor:
-    """Return the index of the sample at each place of the reflect-padded signal."""
+    """Return, for each place of the reflect-padded signal, the index of the sample that stands there."""
     place = torch.arange(-(n_fft // 2), samples + n_fft // 2, device=device).abs()
     return torch.where(place >= samples, 2 * (samples - 1) - place, place)
 
@@ -81,7 +81,7 @@ def _log_power(signal: Tensor, window: Tensor, mean: Tensor, hop: int) -> Tensor
 
 
 def _backward_kernel(dy: Tensor, signal: Tensor, window: Tensor, hop: int) -> Tensor:
-    found: Tensor = kernels("log_power_backward", signal.dtype).log_power_backward(
+    found: Tensor = kernels("log_power", signal.dtype).log_power_backward(
         dy.contiguous(), unit_stride(signal.float()), window.float().contiguous(), hop
     )
     return found.to(signal.dtype)

@@ -30,19 +30,19 @@ def stage_loss(
     """Return loss and statistics of one stage, as :func:`metatasnet_fast.reference.stage_loss` does with the same
     arguments.
 
-    The loss is differentiable once, in ``estimate``, ``mix_estimate`` and ``latents``; the statistics carry no gradient.
+    The loss is differentiable once, in ``estimate``, ``mix_estimate`` and ``latents``. The statistics carry no gradient.
 
     Args:
         estimate, target: (b, I, 1, T) of I instruments, floating point, b at least 1.
-        mask: (c + b, I, 1), 0 if the source is silent, else 1; c is 1 if the first row is the item before the batch, else 0.
+        mask: (c + b, I, 1), 0 if the source is silent, else 1. c is 1 if the first row is the item before the batch, else 0.
         latents: (c + b, I, frames, N), the encoded sources; may be None if both cosine weights are 0 or less.
         mix_estimate, mix: (b, 1, T); ``mix_estimate`` may be None if the reconstruction weight is 0 or less.
-        weights: of the loss's terms; a weight of 0 or less switches its term off.
+        weights: the weights of the loss's terms; a weight of 0 or less switches its term off.
         divisors: (I + 3,), from :func:`metatasnet_fast.reference.loss_divisors` of the whole batch; by default of these items.
 
     Returns:
-        the loss, a scalar, and (I + 3,): SI-SDR of I instruments in dB, reconstruction SI-SDR in dB, dissimilarity, similarity;
-        float32 (float64 if ``estimate`` is).
+        the loss, a scalar, and the statistics, (I + 3,): the SI-SDR of I instruments and of the reconstruction, in dB, the
+        dissimilarity and the similarity. Both are float32 (float64 if ``estimate`` is).
 
     Raises:
         ShapeError: if a shape, dtype or device does not fit, if latents or mix_estimate are missing, or if target, mask or mix
@@ -90,7 +90,10 @@ def stage_loss(
 
 
 def _rows(estimate: Tensor, target: Tensor) -> Tensor:
-    """Return (sdr, a, factor of the target, factor of the residual) of every signal, (n, signals, 4); backward reads them."""
+    """Return four numbers of every signal, (n, signals, 4), which backward reads.
+
+    They are the SI-SDR, the scale a of the target, and the factors of the target and of the residual e - a s in the gradient.
+    """
     e, s = estimate.to(wide(estimate.dtype)), target.to(wide(estimate.dtype))
     power = s.square().sum(-1)
     a = (s * e).sum(-1) / (power + EPSILON)
@@ -103,16 +106,15 @@ def _rows(estimate: Tensor, target: Tensor) -> Tensor:
 
 
 def distances(instruments: int) -> int:
-    """Return the largest distance to a partner: with I instruments in a ring, the distances 1 to I // 2 cover every pair."""
+    """Return the largest distance to a partner. In a ring of I instruments, the distances 1 to I // 2 reach every pair."""
     return instruments // 2
 
 
 def _cosines(latents: Tensor) -> Tensor:
-    """Return the norm of each latent, its absolute products with the latents of the instruments 1 to I // 2 places
-    further, and its product with the item before.
+    """Return I // 2 + 2 numbers for each latent: (c + b, frames, I, I // 2 + 2).
 
-    Returns:
-        (c + b, frames, I, I // 2 + 2).
+    The first is its norm. The next I // 2 are the products of its absolute values with those of the instruments 1 to I // 2
+    places further. The last is its product with the latent of the item before.
     """
     x = latents.to(wide(latents.dtype))
     further = [(x * x.roll(-k, 1)).abs().sum(-1) for k in range(1, distances(x.shape[1]) + 1)]
@@ -139,8 +141,8 @@ def _stage_loss(
     estimate: Tensor, target: Tensor, mask: Tensor, latents: Tensor | None, mix_estimate: Tensor | None,
     mix: Tensor | None, divisors: Tensor, weights: list[float],
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the loss (), the statistics (I + 3,), the rows (b, I + 1, 4), the cosines, and the weight of each sdr and
-    cosine, (I + 3,)."""
+    """Return the loss (), the statistics (I + 3,), the rows (b, I + 1, 4) of :func:`_rows`, the result of :func:`_cosines`, and
+    the factors (I + 3,) of the sdrs and cosines in the loss."""
     dtype, w = wide(estimate.dtype), LossWeights(*weights)
     pair = (estimate[:, :1], target[:, :1]) if mix_estimate is None or mix is None else (mix_estimate, mix)
     rows = torch.cat([_rows(estimate, target), _rows(*pair)], dim=1)
@@ -180,7 +182,10 @@ def _stage_loss_backward(
     dloss: Tensor, estimate: Tensor, target: Tensor, mask: Tensor, latents: Tensor | None, mix_estimate: Tensor | None,
     mix: Tensor | None, rows: Tensor, saved: Tensor, scales: Tensor,
 ) -> tuple[Tensor, Tensor, Tensor]:  # fmt: skip
-    """Return the gradients of the sources' estimates, of the mix's estimate and of the latents."""
+    """Return the gradients of the estimates of the sources, of the estimate of the mix, and of the latents.
+
+    A gradient that is not needed is a tensor without elements.
+    """
     instruments, scales = estimate.shape[1], scales * dloss.to(scales.dtype)
     mask = mask.to(rows.dtype)
     own = mask[len(mask) - len(estimate) :]
@@ -203,7 +208,10 @@ def _sdr_backward(weight: Tensor, rows: Tensor, estimate: Tensor, target: Tensor
 def _cosines_backward(
     pairs: Tensor, items: Tensor, latents: Tensor, mask: Tensor, norm: Tensor, carried: int
 ) -> Tensor:
-    """Return the gradient of the latents through both cosine terms: between instruments (``pairs``) and items (``items``)."""
+    """Return the gradient of the latents through both cosine terms.
+
+    ``pairs`` and ``items`` are the factors, in the loss, of a cosine between instruments and between items.
+    """
     x, floor = latents.to(norm.dtype), norm.clamp(min=EPSILON)[..., None]
     d = x / floor * mask[..., None, None]
     stems = d.abs()

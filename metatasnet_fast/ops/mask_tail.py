@@ -37,18 +37,19 @@ __all__ = ["mask_tail", "masked_latent"]
 def mask_tail(m: Tensor, latent: Tensor, slope: Tensor, norm: GroupNorm, softmax: int | None = None) -> Tensor:
     """Return y[n, i, t, c] = mask_i( norm(PReLU(m, slope)) )[n, i, t, c] latent[n, t, c].
 
-    The masks of the first ``softmax`` instruments are a softmax over these instruments; each other mask is a sigmoid.
-    Differentiable once, in all inputs except the statistics. Backward needs ``m`` and ``latent``; it computes the masks again.
+    The masks of the first ``softmax`` instruments are a softmax over these instruments; each other mask is a sigmoid. The
+    operation is differentiable once, in all inputs except the statistics. Backward needs ``m`` and ``latent``, and computes the
+    masks again.
 
     Args:
         m: (n, I, frames, C) for I instruments, float32, bfloat16, float16; on a CPU also float64.
         latent: (n, frames, C), of the dtype of ``m``.
-        slope: (1,), of the PReLU on ``m``.
+        slope: (1,), slope of the PReLU on ``m``.
         norm: group norm of PReLU(m), with the statistics of PReLU(m).
-        softmax: 0 or from 2 to I. None stands for I; for one instrument, whose softmax would be 1, it stands for 0.
+        softmax: 0, or from 2 to I. None stands for I; but with one instrument, whose softmax would always be 1, for 0.
 
     Returns:
-        (n, I, frames, C) in the dtype of ``m``.
+        y, (n, I, frames, C), in the dtype of ``m``.
 
     Raises:
         ShapeError: if a shape, dtype, device or ``softmax`` does not fit.
@@ -73,14 +74,16 @@ def masked_latent(
     *,
     tf32: bool = False,
 ) -> Tensor:
-    """Return ``mask_tail(m, latent, next_slope, ...)`` for m = ``weight`` norm(x); m is not stored. The result has no gradient.
+    """Return ``mask_tail(m, latent, next_slope, ...)`` for m = ``weight`` norm(x), without storing m.
+
+    The result has no gradient.
 
     Args:
-        x: (n, I, frames, K), any PReLU already applied: float32, bfloat16, float16; on a CPU also float64.
+        x: (n, I, frames, K), after its PReLU, if any: float32, bfloat16, float16; on a CPU also float64.
         weight: (I, C, K), any floating dtype; products are taken in the dtype of ``x`` and summed in float32.
         norm: group norm of x, with the statistics of x.
-        next_slope: (1,), of the PReLU on m.
-        next_gamma, next_beta: (I, C), of the group norm of PReLU(m).
+        next_slope: (1,), slope of the PReLU on m.
+        next_gamma, next_beta: (I, C), parameters of the group norm of PReLU(m).
         latent: (n, frames, C), of the dtype of ``x``.
         softmax: as in :func:`mask_tail`.
         tf32: compute float32 products in TF32 on the tensor cores, to three decimal digits.
@@ -147,7 +150,7 @@ def _mask_tail(
 def _backward_kernel(
     dy: Tensor, m: Tensor, latent: Tensor, slope: Tensor, affine: Tensor, gamma: Tensor, beta: Tensor, softmax: int
 ) -> tuple[Tensor, ...]:
-    found: tuple[Tensor, ...] = kernels("mask_tail_backward", m.dtype).mask_tail_backward(
+    found: tuple[Tensor, ...] = kernels("mask_tail", m.dtype).mask_tail_backward(
         unit_stride(dy), unit_stride(m), unit_stride(latent), slope, affine, beta.contiguous(), softmax
     )
     return found

@@ -1,7 +1,8 @@
-"""Registration of an operation with PyTorch, and the checks that all operations share.
+"""Register operations with PyTorch, and check the arguments that all operations share.
 
-An operation has two functions: its arithmetic in plain PyTorch, and one that launches Triton kernels. The arithmetic serves CPU
-tensors. Its annotations are the operator's schema. Run on tensors without data, it tells ``torch.compile`` the shapes.
+An operation has two functions: its arithmetic in plain PyTorch, and a function that launches Triton kernels. The arithmetic
+serves CPU tensors. Its annotations are the operator's schema. ``torch.compile`` runs it on tensors without data, to get the
+shapes of the results.
 """
 
 from __future__ import annotations
@@ -42,12 +43,15 @@ Function = Callable[..., Any]
 
 
 def interpreted() -> bool:
-    """Return whether the kernels run on CPU tensors, in Triton's interpreter; Triton reads the variable when imported."""
+    """Return whether the kernels run on CPU tensors, in Triton's interpreter.
+
+    The environment variable must be set before Triton is imported.
+    """
     return os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def kernels(name: str, dtype: torch.dtype) -> Any:
-    """Import a module of kernels.
+    """Import the module ``name`` of the kernels, and return it.
 
     Raises:
         MissingDependencyError: without Triton.
@@ -62,7 +66,7 @@ def kernels(name: str, dtype: torch.dtype) -> Any:
 
 
 def products(tf32: bool, x: Tensor) -> str:
-    """Return Triton's ``input_precision`` for float32 operands like ``x``; TF32 only if the GPU supports it."""
+    """Return Triton's ``input_precision`` for float32 operands like ``x``: TF32 if ``tf32`` and the GPU supports it."""
     found: str = kernels("launch", x.dtype).products(tf32, x.device)
     return found
 
@@ -83,13 +87,13 @@ def operator(name: str, kernel: Function) -> Callable[[Function], Function]:
     """Register the decorated arithmetic as the operator ``metatasnet_fast::name``, and return the operator.
 
     The arithmetic has annotations that ``torch.library.infer_schema`` understands, and returns a tensor or a tuple of tensors.
-    ``kernel`` takes the same arguments and returns tensors of the same shapes, dtypes and (contiguous) strides; it serves CUDA
-    tensors, and CPU tensors in Triton's interpreter.
+    ``kernel`` takes the same arguments, and returns contiguous tensors of the same shapes and dtypes. It serves CUDA tensors,
+    and CPU tensors in Triton's interpreter.
     """
 
     def register(arithmetic: Function) -> Function:
         def exact(*arguments: Any) -> Any:
-            # An outer autocast would round the operands of products.
+            # Switch off an autocast of the caller: it would round the operands of products.
             with torch.autocast("cpu", enabled=False), torch.autocast("cuda", enabled=False):
                 found = arithmetic(*arguments)
             if isinstance(found, Tensor):
@@ -115,9 +119,10 @@ def operator(name: str, kernel: Function) -> Callable[[Function], Function]:
 
 
 def _shapes_only(arguments: tuple[Any, ...]) -> contextlib.AbstractContextManager[Any]:
-    """For symbolic sizes, suppress the guards that PyTorch adds when it chooses how to compute a sum or a view.
+    """Return a context in which PyTorch adds no guards for symbolic sizes.
 
-    The shapes of the results are the same for every choice, and the kernels do not depend on the choice.
+    PyTorch adds a guard when it chooses how to compute a sum or a view. The shapes of the results are the same for every
+    choice, and the kernels do not depend on the choice.
     """
     sizes: list[Any] = [size for tensor in arguments if isinstance(tensor, Tensor) for size in tensor.shape]
     symbol = next((size for size in sizes if isinstance(size, torch.SymInt)), None)
@@ -125,13 +130,13 @@ def _shapes_only(arguments: tuple[Any, ...]) -> contextlib.AbstractContextManage
 
 
 def differentiable(forward: Any, backward: Function, setup_context: Function, backward_operator: Any) -> None:
-    """Make an operator differentiable once: a second derivative raises an error, from ``backward_operator``.
+    """Make an operator differentiable once. A second derivative raises :class:`NotImplementedError`.
 
     Args:
         forward: the operator, from :func:`operator`.
-        backward: takes the context and the outputs' gradients, returns one gradient for each input.
-        setup_context: takes the context, the inputs and the output, saves what backward needs.
-        backward_operator: the operator that ``backward`` calls.
+        backward: function that takes the context and the outputs' gradients, and returns one gradient for each input.
+        setup_context: function that takes the context, the inputs and the output, and saves what backward needs.
+        backward_operator: the operator that ``backward`` calls; it raises the error.
     """
     torch.library.register_autograd(forward._schema.name, backward, setup_context=setup_context, lib=LIBRARY)
     name = backward_operator._schema.name
@@ -143,17 +148,20 @@ def differentiable(forward: Any, backward: Function, setup_context: Function, ba
 
 
 def optional(value: Tensor | None, like: Tensor) -> Tensor:
-    """Return ``value``; for None a tensor without elements, as operators must return tensors."""
+    """Return ``value``, or a tensor without elements for None: operators must return tensors."""
     return like.new_empty(0, dtype=wide(like.dtype)) if value is None else value
 
 
 def unit_stride(x: Tensor) -> Tensor:
-    """Return ``x``, copied only if its channels are not contiguous."""
+    """Return ``x`` with contiguous channels; it is copied only if they are not contiguous already."""
     return x if x.stride(-1) == 1 or x.shape[-1] == 1 else x.contiguous()
 
 
 def check_activation(name: str, x: Tensor, shape: tuple[int, ...] | None = None, like: Tensor | None = None) -> None:
-    """Raise :class:`ShapeError` unless ``x`` is (n, I, frames, channels), of ``shape``, of ``like``'s dtype and device."""
+    """Raise :class:`ShapeError` unless ``x`` is (n, I, frames, channels), floating point.
+
+    If given, ``shape`` is its shape, and ``like`` has its dtype and device.
+    """
     if x.dim() != 4 or 0 in x.shape[1:]:
         raise ShapeError(
             f"{name} must be (n, instruments, frames, channels) with at least one of the last three, got {tuple(x.shape)}."
@@ -167,7 +175,7 @@ def check_activation(name: str, x: Tensor, shape: tuple[int, ...] | None = None,
 
 
 def check_parameter(name: str, p: Tensor | None, shape: tuple[int, ...], like: Tensor) -> None:
-    """Raise :class:`ShapeError` unless ``p`` is None or of ``shape``, floating point, on ``like``'s device."""
+    """Raise :class:`ShapeError` unless ``p`` is None, or floating point, of shape ``shape``, on the device of ``like``."""
     if p is None:
         return
     if tuple(p.shape) != shape or not p.is_floating_point() or p.device != like.device:

@@ -1,4 +1,4 @@
-"""PReLU, group norm, 1x1 convolution per instrument, bias, residual, and the statistics of the result, in one product."""
+"""PReLU, group norm, 1x1 convolution per instrument, bias, residual, and the statistics of the result, in one operation."""
 
 from __future__ import annotations
 
@@ -45,20 +45,20 @@ def pointwise(
 ) -> tuple[Tensor, Tensor | None]:
     """Return y[n, i, t, o] = sum_c weight[i, o, c] norm(PReLU(x))[n, i, t, c] + bias[i, o] + residual[n, i, t, o].
 
-    Differentiable once, in all inputs except the statistics.
+    The operation is differentiable once, in all inputs except the statistics.
 
     Args:
         x: (n, I, frames, K) for I instruments, float32, bfloat16, float16; on a CPU also float64. May be one latent, expanded.
         weight: (I, N, K), any floating dtype; products are taken in the dtype of ``x`` and summed in float32.
-        bias: (I, N).
-        residual: (n, I, frames, N), of the dtype of ``x``.
+        bias: (I, N), any floating dtype; None for no bias.
+        residual: (n, I, frames, N), of the dtype of ``x``; None for no residual.
         norm: group norm of PReLU(x), with the statistics of PReLU(x); None to leave the norm out.
-        slope: (1,), of the PReLU on ``x``; None to leave the PReLU out.
-        next_slope: (1,), of the PReLU that will be applied to y.
+        slope: (1,), slope of the PReLU on ``x``; None to leave the PReLU out.
+        next_slope: (1,), slope of the PReLU that will be applied to y.
         tf32: compute float32 products in TF32 on the tensor cores, to three decimal digits.
 
     Returns:
-        y (n, I, frames, N) in the dtype of ``x``, and the statistics of PReLU(y, next_slope), None without ``next_slope``.
+        y (n, I, frames, N) in the dtype of ``x``, and the statistics of PReLU(y, next_slope); None without ``next_slope``.
 
     Raises:
         ShapeError: if a shape, dtype or device does not fit.
@@ -90,7 +90,7 @@ def forward(
     x: Tensor, weight: Tensor, bias: Tensor | None, residual: Tensor | None, slope: Tensor | None,
     affine: Tensor | None, beta: Tensor | None,
 ) -> Tensor:  # fmt: skip
-    """Return y in the dtype of ``x``, from the norm's affine."""
+    """Return y of :func:`pointwise` in the dtype of ``x``. ``affine`` is that of the norm."""
     m = _normalised(x, slope, affine, beta)[1]
     y = torch.einsum("nitc,ioc->nito", m, weight.to(m.dtype))
     y = y if bias is None else y + bias.to(y.dtype)[:, None]
@@ -101,7 +101,7 @@ def backward(
     dy: Tensor, x: Tensor, weight: Tensor, slope: Tensor | None, affine: Tensor | None, gamma: Tensor | None,
     beta: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """Return dx, dW, dbias, dslope, dgamma, dbeta."""
+    """Return dx, dW, dbias, dslope, dgamma, dbeta. The last three are None without a PReLU or a norm."""
     dy = dy.to(wide(x.dtype))
     z, m = _normalised(x, slope, affine, beta)
     dw = torch.einsum("nito,nitc->ioc", dy, m)

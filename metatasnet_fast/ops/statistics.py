@@ -1,4 +1,4 @@
-"""Group norm: the statistics of an activation, the scale and shift that follow from these, and the norm of PReLU(x), stored."""
+"""Group norm: the statistics of an activation, the affine (scale and shift) that follows from them, and the norm itself."""
 
 from __future__ import annotations
 
@@ -25,13 +25,13 @@ from .operator import (
 __all__ = ["GroupNorm", "group_affine", "group_norm", "group_statistics"]
 
 EPSILON = 1e-8
-"""Number that is added to the biased variance of every group."""
+"""The number that is added to the biased variance of every group."""
 
 
 class GroupNorm(NamedTuple):
     """A group norm of an activation whose statistics are known: 8 groups per instrument, eps 1e-8, biased variance.
 
-    ``statistics`` (n, I, tiles, 2, C) from the operation that made the activation; ``gamma``, ``beta`` (I, C).
+    ``statistics`` (n, I, tiles, 2, C) come from the operation that made the activation. ``gamma`` and ``beta`` are (I, C).
     """
 
     statistics: Tensor
@@ -40,17 +40,17 @@ class GroupNorm(NamedTuple):
 
 
 def group_statistics(x: Tensor, slope: Tensor | None = None) -> Tensor:
-    """Return mean and sum of squared deviations of PReLU(x), per channel and per 128 frames.
+    """Return mean and sum of squared deviations of PReLU(x), for each channel and each tile of 128 frames.
 
-    Needed only if no operation of this package made the activation: operations return the statistics of their results. The
-    statistics carry no gradient: the operation that applies the norm returns the whole gradient.
+    This is needed only if no operation of this package made the activation: operations return the statistics of their results.
+    The statistics carry no gradient: the operation that applies the norm returns the whole gradient.
 
     Args:
         x: (n, I, frames, C) for I instruments, float32, bfloat16, float16; on a CPU also float64.
-        slope: (1,), of the PReLU; None to leave the PReLU out.
+        slope: (1,), slope of the PReLU; None to leave the PReLU out.
 
     Returns:
-        (n, I, tiles, 2, C), float32.
+        (n, I, tiles, 2, C), float32 (float64 if ``x`` is).
 
     Raises:
         ShapeError: if a shape, dtype or device does not fit.
@@ -67,11 +67,11 @@ def group_affine(norm: GroupNorm, frames: int) -> Tensor:
     scale = gamma rstd, shift = beta - scale mean, rstd = (variance + 1e-8)^(-1/2). The rows carry no gradient.
 
     Args:
-        norm: statistics and parameters.
+        norm: the statistics and the parameters of the norm.
         frames: the number of frames of the activation, which the statistics do not contain.
 
     Returns:
-        (n, I, 4, C), float32.
+        (n, I, 4, C), of the dtype of the statistics.
 
     Raises:
         ShapeError: if a shape, dtype or device does not fit.
@@ -91,12 +91,12 @@ def group_affine(norm: GroupNorm, frames: int) -> Tensor:
 def group_norm(x: Tensor, slope: Tensor, norm: GroupNorm) -> Tensor:
     """Return y = gamma (PReLU(x, slope) - mean) / sqrt(variance + 1e-8) + beta, with 8 groups per instrument.
 
-    For the start of the residual stream, where the norm cannot be folded into a product. Differentiable once, in all inputs
-    except the statistics.
+    This operation is for the start of the residual stream, where the norm cannot be folded into a product. It is differentiable
+    once, in all inputs except the statistics.
 
     Args:
         x: (n, I, frames, C), float32, bfloat16, float16; on a CPU also float64.
-        slope: (1,), of the PReLU on ``x``.
+        slope: (1,), slope of the PReLU on ``x``.
         norm: group norm of PReLU(x), with the statistics of PReLU(x).
 
     Returns:
@@ -113,7 +113,7 @@ def group_norm(x: Tensor, slope: Tensor, norm: GroupNorm) -> Tensor:
     return y
 
 
-# Arithmetic that several operations share. Sums are taken in the dtype of `wide`.
+# Several operations share the arithmetic below. Sums are taken in the dtype of `wide`.
 
 
 def activation(x: Tensor, slope: Tensor | None) -> Tensor:
@@ -123,14 +123,14 @@ def activation(x: Tensor, slope: Tensor | None) -> Tensor:
 
 
 def activation_backward(dz: Tensor, x: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
-    """Return dx in x's dtype and dslope (1,), given the gradient of PReLU(x)."""
+    """Return dx in x's dtype and dslope (1,), given ``dz``, the gradient of PReLU(x)."""
     wide_x = x.to(dz.dtype)
     dslope = torch.where(wide_x > 0, 0, dz * wide_x).sum().reshape(1)
     return torch.where(wide_x > 0, dz, slope.to(dz.dtype) * dz).to(x.dtype), dslope
 
 
 def tile_statistics(z: Tensor) -> Tensor:
-    """Return mean and sum of squared deviations per channel and tile of frames, (n, I, tiles, 2, C)."""
+    """Return mean and sum of squared deviations of ``z``, for each channel and tile of frames: (n, I, tiles, 2, C)."""
     frames, width = z.shape[2], tile()
     tiles = -(-frames // width)
     parts = F.pad(z, (0, 0, 0, tiles * width - frames)).unflatten(2, (tiles, width))
@@ -148,8 +148,7 @@ def _frames_of_tiles(frames: int, tiles: int, like: Tensor) -> Tensor:
 
 
 def affine_of(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int) -> Tensor:
-    """Return scale, shift, mean and 1 / standard deviation of each channel's group, (n, I, 4, C), from the tile
-    statistics."""
+    """Return the rows of :func:`group_affine`, (n, I, 4, C), from the statistics of the tiles."""
     tiles, channels = statistics.shape[2], statistics.shape[4]
     means, squares = statistics.unflatten(4, (GROUPS, channels // GROUPS)).unbind(3)
     elements = frames * (channels // GROUPS)
@@ -163,7 +162,7 @@ def affine_of(statistics: Tensor, gamma: Tensor, beta: Tensor, frames: int) -> T
 
 
 def normalise(z: Tensor, affine: Tensor, beta: Tensor) -> Tensor:
-    """Apply the norm to ``z`` (n, I, frames, C); centre before scaling, so that an offset costs no digits."""
+    """Return the norm of ``z`` (n, I, frames, C). The mean is subtracted before scaling, so that an offset costs no digits."""
     return (z - affine[:, :, None, 2]) * affine[:, :, None, 0] + beta.to(z.dtype)[:, None]
 
 

@@ -1,9 +1,8 @@
-"""Define the oracle: the network as in the paper, in plain PyTorch, channels first, with autograd, in any dtype."""
+"""The oracle: the network as in the paper, in plain PyTorch, channels first, with autograd, in any dtype."""
 
-from .codec import decode, encode
 from .generator import StageWeights, generate
 from .losses import LossWeights, loss_divisors, si_sdr, stage_loss
-from .masking import mask, masking_network
+from .network import decode, encode, mask, masking_network
 
 __all__ = [
     "LossWeights",

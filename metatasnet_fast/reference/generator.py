@@ -1,7 +1,8 @@
 """Generate the weights of one stage, one set per instrument, from the parameters of the stage.
 
-Each generated layer maps the embedding ``e_i`` of instrument ``i`` through its own bottleneck, ``h_i = A e_i + a``, and then
-to its parameters, ``K h_i + k_0``. With independent parameters the layers store one set per instrument instead.
+Each generated layer maps the embedding ``e_i`` of instrument ``i`` through the layer's own bottleneck, ``h_i = A e_i + a``,
+and then to the layer's parameters, ``K h_i + k_0``. If the network has independent parameters, each layer stores one set of
+parameters per instrument instead.
 
 Source: Samuel et al. 2020, section 2.2; original ``model/conv1d.py`` and ``model/group_norm.py``.
 """
@@ -24,9 +25,9 @@ __all__ = [
 
 @dataclass(frozen=True)
 class Convolution:
-    """A convolution for each instrument.
+    """A convolution with weights of each instrument's own.
 
-    ``weight``: (instruments, out, in / groups, taps); ``bias``: (instruments, out) or None.
+    ``weight`` is (instruments, out, in / groups, taps); ``bias`` is (instruments, out) or None.
     """
 
     weight: Tensor
@@ -35,7 +36,7 @@ class Convolution:
 
 @dataclass(frozen=True)
 class Norm:
-    """Scale and shift of a group norm for each instrument, both (instruments, channels)."""
+    """The scale and the shift of a group norm, both (instruments, channels)."""
 
     scale: Tensor
     shift: Tensor
@@ -43,7 +44,7 @@ class Norm:
 
 @dataclass(frozen=True)
 class BlockWeights:
-    """Weights of a block of the masking network. ``res_out`` is None in the last block, whose residual is unused."""
+    """The weights of a block of the masking network. ``res_out`` is None in the last block, whose residual is not used."""
 
     conv1d: Convolution
     prelu_1: Tensor
@@ -57,7 +58,7 @@ class BlockWeights:
 
 @dataclass(frozen=True)
 class MaskingWeights:
-    """Weights of the masking network; every PReLU slope is one number, shape (1,)."""
+    """The weights of the masking network. The slope of every PReLU is one number, of shape (1,)."""
 
     prelu_1: Tensor
     norm_1: Norm
@@ -74,8 +75,11 @@ class MaskingWeights:
 
 @dataclass(frozen=True)
 class SpectrogramWeights:
-    """Weights of the spectrogram branch: ``window`` (n_fft,); ``mean``, ``std``, ``scale``, ``bias`` (1, bins, 1);
-    ``mel_weight`` (mels, bins, 1); ``mel_bias`` (mels,)."""
+    """The weights of the spectrogram branch.
+
+    ``window`` is (n_fft,); ``mean``, ``std``, ``scale`` and ``bias`` are (1, bins, 1); ``mel_weight`` is (mels, bins, 1);
+    ``mel_bias`` is (mels,).
+    """
 
     window: Tensor
     mean: Tensor
@@ -88,8 +92,10 @@ class SpectrogramWeights:
 
 @dataclass(frozen=True)
 class EncoderWeights:
-    """Weights of the encoder: ``filters[l]`` (N / 4, 1, k_l); ``bottleneck_1`` (N, filters * N / 4 + mels, 1);
-    ``bottleneck_2`` (N, N, 1)."""
+    """The weights of the encoder.
+
+    ``filters[l]`` is (N / 4, 1, k_l); ``bottleneck_1`` is (N, filters * N / 4 + mels, 1); ``bottleneck_2`` is (N, N, 1).
+    """
 
     spectrogram: SpectrogramWeights | None
     """None in a network without the spectrogram branch."""
@@ -100,8 +106,10 @@ class EncoderWeights:
 
 @dataclass(frozen=True)
 class DecoderWeights:
-    """Weights of the decoder's transposed convolutions: ``bottleneck`` (N, sum of widths, 1); ``filters[l]``
-    (N / 2^(l+1), 1, k_l)."""
+    """The weights of the decoder's transposed convolutions.
+
+    ``bottleneck`` is (N, sum of widths, 1); ``filters[l]`` is (N / 2^(l+1), 1, k_l).
+    """
 
     bottleneck: Tensor
     filters: tuple[Tensor, ...]
@@ -121,7 +129,7 @@ Parameters = Mapping[str, Tensor]
 
 
 def generate(config: StageConfig, parameters: Parameters) -> StageWeights:
-    """Evaluate the generator of one stage.
+    """Return the weights of one stage, evaluated by its generator.
 
     Args:
         config: the stage's sizes.

@@ -18,7 +18,7 @@ EPSILON = 1e-8
 
 
 class LossWeights(NamedTuple):
-    """Weights of the loss terms other than the SI-SDR of the estimates; 0 or less switches a term off."""
+    """The weights of all loss terms except the SI-SDR of the estimates. A weight of 0 or less switches its term off."""
 
     similarity: float
     dissimilarity: float
@@ -26,7 +26,7 @@ class LossWeights(NamedTuple):
 
     @classmethod
     def of(cls, config: MetaTasNetConfig) -> LossWeights:
-        """Return the weights that a configuration names."""
+        """Return the weights in a configuration."""
         return cls(config.similarity_loss_weight, config.dissimilarity_loss_weight, config.reconstruction_loss_weight)
 
     @property
@@ -42,10 +42,10 @@ def loss_divisors(mask: Tensor) -> Tensor:
         mask: (items, I, 1), 1 where the source is not silent.
 
     Returns:
-        (I + 3,), each made greater than zero by an epsilon, except the number of items. For each instrument: the items
-        in which it is not silent. Then the number of items; the pairs of instruments that are both not silent in one
-        item; the cases where an instrument is not silent in an item and in the item before it (the last comes before
-        the first).
+        (I + 3,). The first I divisors are, for each instrument, the number of items in which it is not silent. Then come
+        the number of items; the number of pairs of instruments that are both not silent in one item; and the number of
+        cases where an instrument is not silent in an item and in the item before it (the last item comes before the
+        first). An epsilon makes each divisor except the number of items greater than zero.
     """
     sounds = mask.squeeze(-1) if mask.is_floating_point() else mask.squeeze(-1).float()
     items, instruments = sounds.shape
@@ -57,9 +57,10 @@ def loss_divisors(mask: Tensor) -> Tensor:
 
 
 def si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
-    """Return the scale-invariant signal-to-distortion ratio over the last axis, in dB, without removing a mean.
+    """Return the scale-invariant signal-to-distortion ratio over the last axis, in dB. No mean is removed.
 
-    ``a = <s, e> / (|s|^2 + 1e-8)``; ``10 (log10 max(|a s|^2, 1e-8) - log10 max(|e - a s|^2, 1e-8))``.
+    For an estimate e and a target s this is ``10 (log10 max(|a s|^2, 1e-8) - log10 max(|e - a s|^2, 1e-8))`` with
+    ``a = <s, e> / (|s|^2 + 1e-8)``.
     """
     scale = (target * estimate).sum(-1, keepdim=True) / (target.square().sum(-1, keepdim=True) + EPSILON)
     projection = scale * target
@@ -69,14 +70,19 @@ def si_sdr(estimate: Tensor, target: Tensor) -> Tensor:
 
 
 def _directions(latents: Tensor) -> Tensor:
-    """Scale latents to unit length along their channels, with the divisor of ``torch.nn.functional.cosine_similarity``."""
+    """Return the latents scaled to unit length along the last axis.
+
+    The divisor is that of ``torch.nn.functional.cosine_similarity``.
+    """
     norm: Tensor = torch.linalg.vector_norm(latents, dim=-1, keepdim=True)
     return latents / norm.clamp(min=EPSILON)
 
 
 def _dissimilarity(directions: Tensor) -> Tensor:
-    """Return the cosine similarities of absolute latents, (I, items, frames, N), summed over items and pairs of
-    instruments: (frames,)."""
+    """Return the cosine similarities of absolute latents, summed over items and pairs of instruments: (frames,).
+
+    ``directions`` (I, items, frames, N) are latents of unit length.
+    """
     stems = directions.abs()
     pairs = [(stems[i] * stems[j]).sum(-1) for i in range(len(stems)) for j in range(i + 1, len(stems))]
     return torch.stack(pairs).sum(dim=(0, 1)) if pairs else stems.new_zeros(stems.shape[2])
@@ -94,21 +100,22 @@ def stage_loss(
 ) -> tuple[Tensor, Tensor]:
     """Return loss and statistics of one stage, for a whole batch or a micro-batch.
 
-    The shares of all parts of a batch add up to the loss and the statistics of the batch, if each part is given the divisors
-    of the batch and the item before its first one.
+    The results for all parts of a batch add up to the loss and the statistics of the batch, if each part is given the divisors
+    of the batch, and the item before the part's first one.
 
     Args:
         estimate, target: (b, I, 1, T), of I instruments.
-        mask: (c + b, I, 1), 1 where the source is not silent. With c = 1, the first row is the item before the batch;
-            with c = 0, the batch is whole, and its last item comes before its first.
+        mask: (c + b, I, 1), 1 where the source is not silent, else 0. With c = 1, the first row is the item before the
+            batch. With c = 0, the batch is whole, and its last item comes before its first.
         latents: (c + b, I, frames, N), the encoded sources; None if both cosine weights are 0 or less.
         mix_estimate, mix: (b, 1, T), ``decoder(encoder(mix))`` and the mix; ``mix_estimate`` is None if the weight of
             the reconstruction is 0 or less.
-        weights: weights of the loss terms.
-        divisors: (I + 3,), from :func:`loss_divisors` of the whole batch's mask; by default of the b items here.
+        weights: the weights of the loss terms.
+        divisors: (I + 3,), from :func:`loss_divisors` of the whole batch's mask; by default of the mask of these b items.
 
     Returns:
-        the loss, a scalar, and (I + 3,): I SI-SDR in dB, reconstruction SI-SDR in dB, dissimilarity, similarity.
+        the loss, a scalar, and the statistics, (I + 3,): the SI-SDR of I instruments and of the reconstruction, in dB,
+        the dissimilarity and the similarity.
     """
     instruments = estimate.shape[1]
     carried = len(mask) - len(estimate)

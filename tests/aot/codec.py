@@ -9,10 +9,8 @@ import torch
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.kernels import (
     bottleneck,
-    bottleneck_backward,
     launch,
     log_power,
-    log_power_backward,
     loss,
     overlap_add,
 )
@@ -34,9 +32,9 @@ def _bottleneck(
         x, weight, precision, bias=empty(outputs) if bias else None, share=share, relu=relu
     )  # fmt: skip
     bottleneck.product(dy, weight.T, precision, gate=x if rectified else None)
-    bottleneck_backward.weight_gradient(dy, x, inputs, precision, bias=bias)
+    bottleneck.weight_gradient(dy, x, inputs, precision, bias=bias)
     if rows:
-        bottleneck_backward.interpolation_backward(dy, rows)
+        bottleneck.interpolation_backward(dy, rows)
 
 
 def aligned(width: int) -> int:
@@ -60,7 +58,7 @@ def uses(stage: int, frames: int, dtype: torch.dtype, tf32: bool = False) -> dic
         signal, weight = empty(ITEMS, samples, dtype=dtype), empty(waves, taps, dtype=dtype)
         y = empty(ITEMS, frames, waves, dtype=dtype)
         bottleneck.product(signal, weight, precision, relu=True, framing=framing)
-        bottleneck_backward.weight_gradient(y, signal, taps, precision, framing=framing)
+        bottleneck.weight_gradient(y, signal, taps, precision, framing=framing)
         overlap_add.overlap_add(
             y, weight, config.W, padding, samples, precision, narrow=framing.narrow, inner=inner, dtype=dtype
         )  # fmt: skip
@@ -70,12 +68,12 @@ def uses(stage: int, frames: int, dtype: torch.dtype, tf32: bool = False) -> dic
         signal = empty(ITEMS, samples, dtype=dtype)
         overlap_add.overlap_add(x, weight, config.W, padding, samples, precision, narrow=shorter, inner=inner)
         bottleneck.product(signal, weight, precision, gate=x, framing=reached)
-        bottleneck_backward.weight_gradient(x, signal, taps, precision, framing=reached)
+        bottleneck.weight_gradient(x, signal, taps, precision, framing=reached)
 
     def power() -> None:
         signal, window, mean = empty(ITEMS, samples + config.n_fft), empty(config.n_fft), empty(config.bins)
         y = log_power.log_power_forward(signal, window, mean, config.hop)
-        log_power_backward.log_power_backward(y, signal, window, config.hop)
+        log_power.log_power_backward(y, signal, window, config.hop)
 
     def losses() -> None:
         signals = [empty(ITEMS, k, samples) for k in (4, 4, 1, 1)]

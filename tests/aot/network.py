@@ -9,15 +9,12 @@ from torch import Tensor
 
 from metatasnet_fast.kernels import (
     blocks,
-    blocks_backward,
     depthwise,
     depthwise_backward,
     generator,
     group_norm,
     in_conv,
-    in_conv_backward,
     mask_tail,
-    mask_tail_backward,
     masked_latent,
     pointwise,
     pointwise_backward,
@@ -77,14 +74,14 @@ def _in_conv(stage: int, frames: int, dtype: torch.dtype, tf32: bool, shared: bo
     partials = in_conv.input_statistics(x, v, one, 4)
     *folded, _ = pointwise.fold_weights(weight, None, partials, parameter, parameter, frames, dtype)
     in_conv.in_conv_forward(x, v, *folded, one, one, tf32)
-    in_conv_backward.in_conv_backward(y, x, v, weight, one, affine, parameter, tf32)
+    in_conv.in_conv_backward(y, x, v, weight, one, affine, parameter, tf32)
 
 
 def _mask_tail(channels: int, frames: int, dtype: torch.dtype) -> None:
     m, latent = empty(2, 4, frames, channels, dtype=dtype), empty(2, 1, frames, channels, dtype=dtype)
     one, affine, beta = empty(1), empty(2, 4, 4, channels), empty(4, channels)
     mask_tail.mask_tail_forward(m, latent, one, affine, beta, 4)
-    mask_tail_backward.mask_tail_backward(m, m, latent, one, affine, beta, 4)
+    mask_tail.mask_tail_backward(m, m, latent, one, affine, beta, 4)
 
 
 def _masked_latent(channels: int, frames: int, dtype: torch.dtype) -> None:
@@ -106,7 +103,7 @@ def _blocks(frames: int, dtype: torch.dtype, tf32: bool, keep: int, bias: bool =
     start = blocks.Start(empty(1), empty(2, 4, 4, WIDTH), empty(4, WIDTH))
     blocks.blocks_forward(x, stack, empty(1), 0, 1, tf32, True, start)
     _, _, kept = blocks.blocks_forward(x, stack, empty(1), keep, 2, tf32)
-    blocks_backward.blocks_backward(x, x, kept, stack, tf32)
+    blocks.blocks_backward(x, x, kept, stack, tf32)
 
 
 def _generator() -> None:

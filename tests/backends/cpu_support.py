@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from metatasnet_fast import native
-from metatasnet_fast.backends.base import Backend
 from metatasnet_fast.backends.cpu import ISA_VARIABLE, CpuBackend
 from metatasnet_fast.backends.reference import ReferenceBackend
+from metatasnet_fast.backends.registry import Backend
 from metatasnet_fast.config import MetaTasNetConfig, StageConfig
 from metatasnet_fast.precision import Precision
 from tests.support import recipe_state

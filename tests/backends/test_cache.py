@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from metatasnet_fast import MultiTasNet, use_backend
 from metatasnet_fast.backends import available_backends
-from metatasnet_fast.backends.watch import EVERY, fingerprint, hash_on_device
+from metatasnet_fast.backends.cache import EVERY, fingerprint, hash_on_device
 from tests.support import TINY
 
 BACKENDS = [name for name, entry in available_backends().items() if entry.available]

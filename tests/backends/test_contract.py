@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 import torch
 
-from metatasnet_fast.backends.base import Backend
+from metatasnet_fast.backends.registry import Backend
 from metatasnet_fast.errors import ShapeError
 from metatasnet_fast.precision import Precision
 from tests.backends.cpu_support import (

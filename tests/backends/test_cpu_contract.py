@@ -9,8 +9,8 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from metatasnet_fast import native
-from metatasnet_fast.backends.base import Request
 from metatasnet_fast.backends.cpu import ISA_VARIABLE
+from metatasnet_fast.backends.registry import Request
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.errors import BackendUnavailableError
 from metatasnet_fast.precision import Precision

@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 from metatasnet_fast import MultiTasNet, use_backend
 from metatasnet_fast.backends import Request, resolve
-from metatasnet_fast.backends.base import Backend
 from metatasnet_fast.backends.cpu import ISA_VARIABLE
 from metatasnet_fast.backends.cpu_training import Mask
+from metatasnet_fast.backends.registry import Backend
 from metatasnet_fast.config import MetaTasNetConfig, StageConfig
 from metatasnet_fast.precision import Precision
 from tests.backends.cpu_support import (  # noqa: F401

@@ -11,9 +11,9 @@ import torch
 
 from metatasnet_fast import native
 from metatasnet_fast.backends import available_backends, registry
-from metatasnet_fast.backends.base import Request
 from metatasnet_fast.backends.cuda import KERNELS, UNVERIFIED, CudaBackend
 from metatasnet_fast.backends.cuda_weights import pack, round_tf32, sizes, slopes, spectrogram_arrays
+from metatasnet_fast.backends.registry import Request
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.errors import BackendUnavailableError
 from metatasnet_fast.precision import Precision

@@ -13,11 +13,10 @@ from torch import Tensor
 
 from metatasnet_fast import MultiTasNet, use_backend
 from metatasnet_fast.backends import Choice
-from metatasnet_fast.backends.cache import prepare_all
+from metatasnet_fast.backends.cache import collect_parameters, prepare_all
 from metatasnet_fast.backends.cuda import CudaBackend
-from metatasnet_fast.backends.graphs import SECONDS, SHAPES, VARIABLE, Captured, Graphs, switched_on
+from metatasnet_fast.backends.gpu import GRAPHS, SECONDS, SHAPES, Captured, Graphs, switched_on
 from metatasnet_fast.backends.reference import ReferenceBackend
-from metatasnet_fast.backends.watch import collect_parameters
 from metatasnet_fast.model.engine import Engine
 from metatasnet_fast.precision import Precision
 from tests.backends.cuda_support import EMULATED, EMULATED_WGMMA, needs_the_module
@@ -130,7 +129,7 @@ def test_a_capture_that_fails_or_gives_other_values_is_said_once_and_not_tried_a
             for _ in range(4):
                 assert torch.equal(graphs.run(recorder.job, "name", (x, x))[0], 3 * x)
         (said,) = caplog.messages
-        assert reason in said and f"{VARIABLE}=0" in said
+        assert reason in said and f"{GRAPHS}=0" in said
         caplog.clear()
     assert recorder.captures == 1
 
@@ -186,9 +185,9 @@ def test_a_network_of_compiled_kernels_is_replayed_too(backend: CudaBackend, rec
 
 
 def test_they_are_on_unless_switched_off(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.delenv(VARIABLE, raising=False)
+    monkeypatch.delenv(GRAPHS, raising=False)
     assert switched_on()
-    monkeypatch.setenv(VARIABLE, "0")
+    monkeypatch.setenv(GRAPHS, "0")
     assert not switched_on()
 
 
@@ -199,9 +198,9 @@ def assert_graphs_give_the_same_bits(
     network: Any = MultiTasNet(TINY).cuda().eval()
     inputs = [[torch.randn(2, 1, 4000 * 2**s).cuda() for s in range(3)] for _ in range(4)]
     with torch.no_grad(), use_backend(backend, "bfloat16"):
-        monkeypatch.setenv(VARIABLE, "0")
+        monkeypatch.setenv(GRAPHS, "0")
         expected = [network.inference(mixes, n_chunks=1) for mixes in inputs]
-        monkeypatch.delenv(VARIABLE)
+        monkeypatch.delenv(GRAPHS)
         found = [network.inference(mixes, n_chunks=1) for mixes in inputs]
     for one, other in zip(expected, found, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one, other, strict=True))

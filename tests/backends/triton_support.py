@@ -9,11 +9,9 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from metatasnet_fast.backends.base import Backend
-from metatasnet_fast.backends.cache import prepare_all
-from metatasnet_fast.backends.triton import TritonBackend
-from metatasnet_fast.backends.triton_weights import mask_weights
-from metatasnet_fast.backends.watch import collect_parameters
+from metatasnet_fast.backends.cache import collect_parameters, prepare_all
+from metatasnet_fast.backends.registry import Backend
+from metatasnet_fast.backends.triton import TritonBackend, mask_weights
 from metatasnet_fast.config import MetaTasNetConfig
 from metatasnet_fast.model.engine import Engine
 from metatasnet_fast.ops import GroupNorm, blocks, group_norm, in_conv, mask_tail, pointwise

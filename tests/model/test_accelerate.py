@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from metatasnet_fast import MultiTasNet, accelerate, reference, restore, use_backend
-from metatasnet_fast.backends.watch import collect_parameters
+from metatasnet_fast.backends.cache import collect_parameters
 from metatasnet_fast.errors import BackendUnavailableError, ConfigError
 from metatasnet_fast.model.network import Stage
 from tests.support import TINY

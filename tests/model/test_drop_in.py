@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from metatasnet_fast import MultiTasNet, load_checkpoint
-from metatasnet_fast.reference.codec import log_power
+from metatasnet_fast.reference.network import log_power
 from metatasnet_fast.training import SGDR, Ranger
 from tests.support import TINY
 

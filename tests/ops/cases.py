@@ -12,7 +12,8 @@ from torch import Tensor
 
 from metatasnet_fast.config import MetaTasNetConfig, StageConfig
 from metatasnet_fast.ops import GroupNorm, depthwise, group_norm, group_statistics, pointwise
-from metatasnet_fast.reference import generator, masking
+from metatasnet_fast.reference import generator
+from metatasnet_fast.reference import network as oracle
 from metatasnet_fast.reference.generator import BlockWeights, Convolution, MaskingWeights, Norm
 from tests.support import Golden, allowed, assert_parity
 
@@ -72,10 +73,10 @@ def fused(p: dict[str, Tensor], dilation: int) -> tuple[Tensor, Tensor]:
 
 def plain(p: dict[str, Tensor], dilation: int) -> tuple[Tensor, Tensor]:
     """The same by the layers of the reference network, which hold channels before frames."""
-    x = masking.group_norm(F.prelu(p["x"].transpose(2, 3), p["slope"]), Norm(p["gamma"], p["beta"]))
-    y = masking.pointwise(x, Convolution(p["weight"][..., None], p["bias"])) + p["residual"].transpose(2, 3)
-    m = masking.group_norm(F.prelu(y, p["slope_2"]), Norm(p["gamma_2"], p["beta_2"]))
-    b = F.prelu(masking.depthwise(m, Convolution(p["taps"][:, :, None]), dilation), p["slope_3"])
+    x = oracle.group_norm(F.prelu(p["x"].transpose(2, 3), p["slope"]), Norm(p["gamma"], p["beta"]))
+    y = oracle.pointwise(x, Convolution(p["weight"][..., None], p["bias"])) + p["residual"].transpose(2, 3)
+    m = oracle.group_norm(F.prelu(y, p["slope_2"]), Norm(p["gamma_2"], p["beta_2"]))
+    b = F.prelu(oracle.depthwise(m, Convolution(p["taps"][:, :, None]), dilation), p["slope_3"])
     return y.transpose(2, 3), b.transpose(2, 3)
 
 
@@ -87,7 +88,7 @@ def fused_norm(p: dict[str, Tensor]) -> Tensor:
 def plain_norm(p: dict[str, Tensor]) -> Tensor:
     """The same by the reference network's layer."""
     x = F.prelu(p["x"].transpose(2, 3), p["slope"])
-    return masking.group_norm(x, Norm(p["gamma"], p["beta"])).transpose(2, 3)
+    return oracle.group_norm(x, Norm(p["gamma"], p["beta"])).transpose(2, 3)
 
 
 def of_norm(leaves: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from metatasnet_fast import ops
 from metatasnet_fast.ops import BlockParameters, GroupNorm, Section, group_statistics
-from metatasnet_fast.reference import masking
+from metatasnet_fast.reference import network as oracle
 from metatasnet_fast.reference.generator import BlockWeights, Convolution, Norm
 from tests.ops.cases import gradients
 from tests.support import assert_parity, relative_error
@@ -53,7 +53,7 @@ def _drawn(seed: int, shapes: dict[str, tuple[int, ...]]) -> Leaves:
 
 
 def _norm(z: Tensor, gamma: Tensor, beta: Tensor) -> Tensor:
-    return masking.group_norm(z, Norm(gamma, beta))
+    return oracle.group_norm(z, Norm(gamma, beta))
 
 
 def in_conv_case(
@@ -79,7 +79,7 @@ def in_conv_case(
     def plain(p: Leaves) -> Tensor:
         u = torch.cat([p["x"].expand(-1, i, -1, -1), *([p["v"]] if second else [])], dim=3).transpose(2, 3)
         z = _norm(F.prelu(u, p["slope"].to(u.dtype)), p["gamma"], p["beta"])
-        return masking.pointwise(z, Convolution(p["weight"][..., None])).transpose(2, 3)
+        return oracle.pointwise(z, Convolution(p["weight"][..., None])).transpose(2, 3)
 
     name = f"in_conv-{first}+{second}-{'shared' if shared else 'own'}-{frames}"
     return MaskCase(name, tensors, fused, plain, frozenset({"x", "v"}))
@@ -152,7 +152,7 @@ def check_masked_latent(
 
     @torch.no_grad()
     def plain(p: Leaves) -> Tensor:
-        m = masking.pointwise(_norm(p["x"].transpose(2, 3), p["gamma"], p["beta"]), Convolution(p["weight"][..., None]))
+        m = oracle.pointwise(_norm(p["x"].transpose(2, 3), p["gamma"], p["beta"]), Convolution(p["weight"][..., None]))
         u = _norm(F.prelu(m, p["slope"]), p["next_gamma"], p["next_beta"])
         competing = i if softmax is None else softmax
         masks = torch.cat([u[:, :competing].softmax(1), torch.sigmoid(u[:, competing:])], dim=1)
@@ -210,7 +210,7 @@ def blocks_case(
                 Convolution(out[:, :width], None if b is None else b[:, :width]) if i < count - 1 else None,
                 Convolution(out[:, width:], None if b is None else b[:, width:]),
             )  # fmt: skip
-            residual, skip = masking.block(x, w, dilation)
+            residual, skip = oracle.block(x, w, dilation)
             skips = skips + skip
             x = x if residual is None else x + residual
         return skips.transpose(2, 3)

@@ -13,9 +13,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_map_only
 
 from metatasnet_fast import MetaTasNetConfig, MultiTasNet
-from metatasnet_fast.backends.cache import prepare_all
+from metatasnet_fast.backends.cache import collect_parameters, prepare_all
 from metatasnet_fast.backends.triton import TritonBackend
-from metatasnet_fast.backends.watch import collect_parameters
 from metatasnet_fast.benchmark.synthetic import mixtures, sources
 from metatasnet_fast.model.engine import Engine
 from metatasnet_fast.ops.operator import NAMESPACE

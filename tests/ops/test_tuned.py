@@ -138,7 +138,7 @@ class Subjects:
         monkeypatch.setattr(tune.time, "monotonic", lambda: self.clock)
         monkeypatch.setattr(tune, "tune_subject", self.measure)
         monkeypatch.setattr(
-            "metatasnet_fast.kernels.candidates.subjects",
+            "metatasnet_fast.kernels.tuned.subjects",
             lambda *_: (argparse.Namespace(kernel="product", sizes={"K": k, "N": k}) for k in (8, 16, 32)),
         )
 

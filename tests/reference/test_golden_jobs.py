@@ -10,7 +10,7 @@ from torch import Tensor
 
 from metatasnet_fast import reference
 from metatasnet_fast.config import MetaTasNetConfig, StageConfig
-from metatasnet_fast.reference import codec, generator, masking
+from metatasnet_fast.reference import generator, network
 from tests.support import Golden, allowed, assert_parity, golden
 
 PRECISIONS = ["float64", "float32"]
@@ -56,7 +56,7 @@ def test_block_equals_the_recorded_one(case: str, precision: str) -> None:
     parameters = parameters_of(recording, "layer/state/", "mask.tcn.0.", dtype)
     weights = generator.block_weights(stage_of(recording, False), parameters, "mask.tcn.0", last=False)
     x = recording["layer/x"].to(dtype).requires_grad_()
-    residual, skip = masking.block(x, weights, recording.meta["dilation"])
+    residual, skip = network.block(x, weights, recording.meta["dilation"])
     assert residual is not None
     (residual * recording["layer/grad_residual"] + skip * recording["layer/grad_skip"]).sum().backward()
     for name, value in {"residual": residual, "skip": skip, "grad_x": x.grad}.items():
@@ -75,7 +75,7 @@ def test_masking_network_equals_the_recorded_one(case: str, part: str, precision
     inputs = [recording[f"{part}/x"].to(dtype).requires_grad_()]
     if f"{part}/partial" in recording:
         inputs.append(recording[f"{part}/partial"].to(dtype).requires_grad_())
-    y = masking.masking_network(generator.masking_weights(stage, parameters), stage, torch.cat(inputs, dim=2))
+    y = network.masking_network(generator.masking_weights(stage, parameters), stage, torch.cat(inputs, dim=2))
     (y * recording[f"{part}/grad_y"]).sum().backward()
     assert_parity("y", y, recording[f"{part}/y"], allowed(case, precision, f"{part}/y"))
     for name, value in zip(("grad_x", "grad_partial"), inputs, strict=False):
@@ -123,9 +123,9 @@ def test_spectrogram_equals_the_recorded_one(case: str) -> None:
     parameters = {"encoder." + k: v.double() for k, v in recording.under("encoder/state/").items()}
     weights = generator.encoder_weights(stage, parameters).spectrogram
     x = recording["encoder/x"].double()
-    assert_parity("log power", codec.log_power(x, weights.window, stage), recording["encoder/log_power"], 1e-6)
+    assert_parity("log power", network.log_power(x, weights.window, stage), recording["encoder/log_power"], 1e-6)
     frames = recording["encoder/mel"].shape[-1]
-    mel = codec.mel_spectrogram(weights, stage, x, frames)
+    mel = network.mel_spectrogram(weights, stage, x, frames)
     assert_parity("mel", mel, recording["encoder/mel"], 1e-6)
 
 

@@ -23,7 +23,7 @@ from metatasnet_fast.errors import (
     UnknownStemError,
 )
 from metatasnet_fast.model.engine import Engine
-from metatasnet_fast.reference import masking
+from metatasnet_fast.reference import network as oracle
 from metatasnet_fast.separation import Progress, two_stems
 from metatasnet_fast.separation.fast_mode import WindowShape, receptive_frames
 from tests.support import GOLDEN
@@ -121,7 +121,7 @@ def test_context_as_long_as_the_receptive_field_makes_windows_the_whole(
     def affine(x: Tensor, weights: Any) -> Tensor:
         return x * weights.scale[..., None] + weights.shift[..., None]
 
-    monkeypatch.setattr(masking, "group_norm", affine)
+    monkeypatch.setattr(oracle, "group_norm", affine)
     local = copy.deepcopy(network)
     for stage in local.stages:
         stage.encoder.spectrogram.mel_transform.weight.data.zero_()

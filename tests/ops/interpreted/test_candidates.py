@@ -5,8 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from metatasnet_fast.kernels.candidates import Sizes, Subject, subjects
-from metatasnet_fast.kernels.tuned import applied
+from metatasnet_fast.kernels.tuned import Sizes, Subject, applied, subjects
 from tests.support import assert_parity
 
 SIZES = Sizes(width=8, hidden=8, blocks=1, latents=(16, 32))
