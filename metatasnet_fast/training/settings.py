@@ -63,7 +63,7 @@ class TrainingSettings:
     )
     augmentation: str = _setting("same", "same at every rate, original (drawn per rate), or none")
     speed: float = _setting(
-        0.0, "largest relative change of an item's speed, pitch and tempo together: 0.1 for 0.9 to 1.1"
+        0.0, "largest relative change of an item's speed, pitch and tempo together: 0.1 for 0.91 to 1.1"
     )
     balance: float = _setting(0.0, "standard deviation in dB of each stem's level in an item")
     level: float = _setting(0.0, "largest change in dB of an item's level")
