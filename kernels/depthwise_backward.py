@@ -1,6 +1,9 @@
-"""Backward of group norm, depthwise convolution and PReLU, in two passes. Of the activations, it needs only x.
+"""Backward of group norm, depthwise convolution and PReLU, in two passes.
 
-    da = dy PReLU'(a), a recomputed exactly as in the forward;  dnext_slope = sum dy a where a <= 0
+Of the forward's activations it reads only x. Symbols as in ``depthwise.py``: z = PReLU(x), a is what the convolution gives
+before the second PReLU; both are computed again.
+
+    da = dy PReLU'(a), with a exactly as in the forward;  dnext_slope = sum dy a where a <= 0
     S[n, i, k, c] = sum_t da[t] (z[t + (k - 1) dilation] - mean) over the taps in range;  D[n, i, k, c] = sum_t da[t] likewise
     dw     = sum_n (scale S + beta D);   dbeta = sum_n sum_k w D;   dgamma = sum_n rstd sum_k w S
     dz     = scale sum_k w[k] da[t - (k - 1) dilation] + q (z - mean) + r, with M = T C / 8 values in a group
@@ -18,8 +21,8 @@ times. It would be loaded three times if each tap loaded its own values. As in t
 ends need no masks.
 Bytes: x twice, dy once, da written and read once, dx once: 6 n I T C sizeof(dtype); shifted frames come from the caches. Every
 sum has one fixed order: steps, rows, tiles, items. Predicted on an H100, for 12 x 8 s: 0.053 and 0.055 ms (0.056 for the first
-pass if all of its blocks are simulated). Instructions limit the first pass (245 registers, two programs a multiprocessor),
-memory the second (141 registers, three programs).
+pass if the model follows every program instead of a sample). Instructions limit the first pass (245 registers, two programs a
+multiprocessor), memory the second (141 registers, three programs).
 Not yet run on a GPU. Source: as the forward's.
 """
 

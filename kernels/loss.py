@@ -78,7 +78,8 @@ def sdr_moments_kernel(
     p_e, p_s, p_parts, T, e_n, e_i, s_n, s_i,
     SIGNALS: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Compute <s, e> and |s|^2 of one tile; write them to rows 0 and 1 of ``p_parts`` (items, ROWS, 3, tiles)."""
+    """Compute <s, e> and |s|^2 of one tile of one signal. ``p_parts`` is (items, ROWS, 3, tiles): they go to places 0 and 1 of
+    the axis of size 3."""
     i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, ROWS, BLOCK)
     b_e = tl.load(p_e + i_n * e_n + i_i * e_i + i_t, mask=i_t < T, other=0.0).to(tl.float32)
     b_s = tl.load(p_s + i_n * s_n + i_i * s_i + i_t, mask=i_t < T, other=0.0).to(tl.float32)
@@ -93,7 +94,8 @@ def sdr_residual_kernel(
     p_e, p_s, p_parts, T, e_n, e_i, s_n, s_i,
     SIGNALS: tl.constexpr, FIRST: tl.constexpr, ROWS: tl.constexpr, BLOCK: tl.constexpr, MERGED: tl.constexpr,
 ):  # fmt: skip
-    """Compute |e - a s|^2 of one tile; write it to row 2 of ``p_parts`` (items, ROWS, 3, tiles)."""
+    """Compute |e - a s|^2 of one tile of one signal. ``p_parts`` is (items, ROWS, 3, tiles): it goes to place 2 of the axis of
+    size 3."""
     i_n, i_i, row, i_tile, i_t = _place(SIGNALS, FIRST, T, ROWS, BLOCK)
     tiles = tl.cdiv(T, BLOCK)
     p_parts += row * 3 * tiles

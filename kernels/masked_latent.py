@@ -140,7 +140,7 @@ def masked_latent_kernel(
         x = x + (tl.load(p_own + i_k[None, :], mask=m_t & (i_k < K)[None, :], other=0.0),)
         if TAIL_K > 0:
             tails = tails + (tl.load(p_own + i_tail[None, :], mask=m_t & (i_tail < K)[None, :], other=0.0),)
-    # PReLU(m) = (1 + slope) / 2 m + (1 - slope) / 2 |m|, so PReLU and norm together take two instructions for each value.
+    # PReLU(m) = ((1 + slope) m + (1 - slope) |m|) / 2, so PReLU and norm together take two instructions for each value.
     slope = slope_of(p_slope)
     straight, bent = (0.5 + 0.5 * slope) * PER_LN_2, (0.5 - 0.5 * slope) * PER_LN_2
     for c in range(0, C, BLOCK_C):

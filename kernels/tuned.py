@@ -129,8 +129,8 @@ def configuration(kernel: str, x: Tensor, tf32: bool, defaults: dict[str, int], 
 class Sizes:
     """The sizes for which the masking network's kernels are compiled.
 
-    ``width``, ``hidden`` and ``latents`` are numbers of channels: of the residual stream, of a block, of each stage's latent.
-    ``blocks`` is the number of blocks.
+    ``width`` is the number of channels of the residual stream, ``hidden`` that of a block, ``latents`` those of the stages'
+    latents. ``blocks`` is the number of blocks.
     """
 
     width: int

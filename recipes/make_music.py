@@ -65,8 +65,8 @@ def make_piece(number: int, args: argparse.Namespace) -> None:
 
 
 def _fitted(audio: Audio, length: int, decibels: float) -> Audio:
-    """Cut or pad audio (2, n) to ``length`` samples, scale it to a deviation of ``decibels``, and leave silence
-    silent."""
+    """Cut or pad audio (2, n) to ``length`` samples, scale its standard deviation to ``decibels`` dB, where 0 dB is 1;
+    silence stays silent."""
     padded = np.pad(audio, ((0, 0), (0, max(0, length - audio.shape[1]))))[:, :length]
     return np.float32(10 ** (decibels / 20) / max(1e-6, float(padded.std()))) * padded
 

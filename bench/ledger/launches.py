@@ -1,5 +1,6 @@
-"""Record the launches of a job without a GPU: by Triton's launchers on tensors without data, or by the emulator of the
-CUDA kernels. For each launch, give what a device would see: addresses, parameters, and the code that nvcc made."""
+"""Record the launches of a job without a GPU. Triton's launchers run on tensors without data; the host code of the CUDA
+kernels runs in the emulator. For each launch, give the addresses and parameters that a device would see, and for the CUDA
+kernels the code that nvcc compiled."""
 
 from __future__ import annotations
 

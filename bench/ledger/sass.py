@@ -154,11 +154,14 @@ class Function:
         return self._relevant(steps) | stores
 
     def _relevant(self, steps: list[tuple[int, int, int, bool]]) -> frozenset[int]:
-        """Return the positions that write what a later instruction needs, by a backward data flow.
+        """Return the positions of the instructions that write a value which a later instruction needs, directly or through
+        other instructions. This is a backward data flow.
 
         Args:
-            steps: for each position, the bits of the names that are needed there, that it reads and that it writes, and
-                whether it always writes.
+            steps: four things for each position. The names that are needed there in any case, where the search starts;
+                the names that are read, needed only if what is written there is needed; the names that are written;
+                and whether the instruction always writes (a guarded one does not). A set of names is an integer with
+                one bit for each name.
         """
         entry = dict.fromkeys((block.start for block in self.blocks), 0)
         found: set[int] = set()

@@ -270,9 +270,13 @@ class _Planner:
         self.places = {name: end - _size(shape) for (name, shape), end in zip(self.shapes.items(), ends, strict=True)}
 
     def place(self, name: str, block: int | None, row: int = 0) -> tuple[int, int]:
-        """Return where a weight's values start in memory, and the stride between instruments.
+        """Return where a weight starts in the buffer of all generated weights, and the stride between instruments, both in
+        elements.
 
-        ``block`` is the block to which the weight belongs, if any; the values start at ``row`` of the weight.
+        Args:
+            name: a name of :func:`_shapes`.
+            block: number of the block to which the weight belongs; None if it belongs to no block.
+            row: the row of the weight at which to start.
         """
         shape = self.shapes[name] if block is None else self.shapes[name][1:]
         stride = _size(shape[1:])

@@ -168,9 +168,9 @@ def measure(
 
 
 def checked(case: Case) -> list[tuple[Row, Call | None]]:
-    """Check each implementation; return its row, still without times, and its call.
+    """Check each implementation; return its row, still without times, and the function that runs the implementation.
 
-    If an implementation may not be timed, its call is None or its row has a reason.
+    If an implementation may not be timed, the function is None or the row has a reason.
     """
     timer = HostTimer()
     entries = [_Entry(c, _row(case, c, timer)) for c in case.implementations]

@@ -317,9 +317,9 @@ class Stamp:
         return f"{self.size}:{self.version or ''}"
 
     def proves(self, recorded: str | None) -> bool:
-        """Return whether the content has not changed since an earlier stamp, whose text is ``recorded``.
+        """Return whether this stamp proves that the content is that of an earlier stamp, whose text is ``recorded``.
 
-        The result is False if this stamp has no version.
+        A stamp without a version proves nothing.
         """
         return self.version is not None and recorded == self.text
 

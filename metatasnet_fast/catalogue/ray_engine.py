@@ -185,7 +185,7 @@ def ray_cluster(address: str | None) -> Iterator[Any]:
         os.environ.setdefault(name, value)
     # Ray sets its own handlers when it is imported, and when it is started in the main thread.
     kept: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    # Linux ends Ray's processes with the thread that started them, so this thread must live to the end.
+    # Linux kills Ray's processes when the thread that started them ends, so the thread must live as long as Ray does.
     with handling(kept), ThreadPoolExecutor(1, initializer=_leave_interrupts) as thread:
         ray = require("ray", "The engine ray")
         folder = None if address else _short_folder()

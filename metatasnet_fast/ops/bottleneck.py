@@ -224,7 +224,7 @@ def gated(dy: Tensor, y: Tensor | None) -> Tensor:
 
 
 def check_frames(name: str, x: Tensor) -> None:
-    """Raise :class:`ShapeError` unless ``x`` is (n, frames, channels), floating point, with at least one frame."""
+    """Raise :class:`ShapeError` unless ``x`` is (n, frames, channels), floating point, and not empty in the last two."""
     if x.dim() != 3 or x.shape[1] == 0 or x.shape[2] == 0 or not x.is_floating_point():
         raise ShapeError(
             f"{name} must be floating point (n, frames, channels) with at least one frame, "

@@ -46,7 +46,8 @@ def filter_bank(
 def rectified_filter_bank(
     signal: Tensor, bank: Tensor, stride: int, padding: int, *, narrow: tuple[int, int] = (0, 0), tf32: bool = False
 ) -> Rectified:  # fmt: skip
-    """Return the result of :func:`filter_bank` with a ReLU. The operations that read the result compute the ReLU's gradient."""
+    """Return the result of :func:`filter_bank` with a ReLU. See :class:`Rectified` for its
+    gradient."""
     return Rectified(_checked(signal, bank, stride, padding, narrow, True, True, tf32))
 
 

@@ -101,7 +101,7 @@ def backward(
     dy: Tensor, x: Tensor, weight: Tensor, slope: Tensor | None, affine: Tensor | None, gamma: Tensor | None,
     beta: Tensor | None,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor | None, Tensor | None, Tensor | None]:  # fmt: skip
-    """Return dx, dW, dbias, dslope, dgamma, dbeta. The last three are None without a PReLU or a norm."""
+    """Return dx, dW, dbias, dslope, dgamma, dbeta. Without a PReLU dslope is None; without a norm dgamma and dbeta are."""
     dy = dy.to(wide(x.dtype))
     z, m = _normalised(x, slope, affine, beta)
     dw = torch.einsum("nito,nitc->ioc", dy, m)

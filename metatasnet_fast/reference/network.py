@@ -86,7 +86,8 @@ def mel_spectrogram(weights: SpectrogramWeights, config: StageConfig, signal: Te
 
 
 def filter_bank(signal: Tensor, filters: tuple[Tensor, ...], stride: int) -> Tensor:
-    """Return the outputs of all filters after a ReLU. Channel ``c * filters + l`` holds output ``c`` of filter ``l``.
+    """Return the outputs of all filters after a ReLU. With F filters, channel ``c F + l`` holds output ``c`` of
+    filter ``l``.
 
     Args:
         signal: (n, 1, T).
@@ -94,7 +95,7 @@ def filter_bank(signal: Tensor, filters: tuple[Tensor, ...], stride: int) -> Ten
         stride: samples from one frame to the next.
 
     Returns:
-        (n, filters * N / 4, T // stride).
+        (n, F N / 4, T // stride).
     """
     outputs = [F.conv1d(signal, f, stride=stride, padding=(f.shape[-1] - stride) // 2) for f in filters]
     return torch.stack(outputs, dim=2).flatten(1, 2).relu()
@@ -122,7 +123,7 @@ def encode(weights: EncoderWeights, config: StageConfig, signal: Tensor) -> Tens
 
 
 def pointwise(x: Tensor, weights: Convolution) -> Tensor:
-    """Return a 1x1 convolution of ``x`` (n, instruments, in, frames), with weights of each instrument's own.
+    """Return a 1x1 convolution of ``x`` (n, instruments, in, frames). Each instrument has its own weights.
 
     The result is (n, instruments, out, frames).
     """

@@ -1,4 +1,4 @@
-"""Separate whole recordings with a network: any length, sample rate and number of channels."""
+"""Separate whole recordings with a network: any length and sample rate, up to 64 channels."""
 
 from .result import Progress, Separation, two_stems
 from .separator import Separator

@@ -198,7 +198,7 @@ class Separator:
             return self._in_memory(recording, recipe, device, waveform.ndim == 1, began, [])
 
     def _batch(self, batch: Tensor | npt.NDArray[Any], sample_rate: int, stems: Stems) -> Separation:
-        """Separate a batch (items, channels, samples) in groups of items with at most MOST_CHANNELS channels in all."""
+        """Separate a batch (items, channels, samples) in groups of items; a group has at most MOST_CHANNELS channels."""
         items, channels, samples = batch.shape
         step = max(1, MOST_CHANNELS // max(1, channels))
         groups = [batch[first : first + step] for first in range(0, max(1, items), step)]

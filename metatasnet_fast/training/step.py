@@ -2,9 +2,9 @@
 
 A batch is cut into parts, for the processes and for micro-batches, so that the losses of the parts add up to the loss
 of the batch. Two things couple the items of a batch. Every mean divides by a count over the whole batch: these divisors
-are known before the first part. The similarity loss compares each item with the item before it: every part also
-contains that item and encodes it again, and each pair gets its gradient in one part only. The result is exact. It costs
-the source encoding of one more item for each part.
+are known before the first part. The similarity loss compares each item with the item before it. So a part also contains
+the item before its first one and encodes it again, and each pair gets its gradient in one part only. The result is
+exact. It costs the source encoding of one more item for each part.
 
 This module also saves the data of a step whose loss or gradient cannot be used, and explains the error.
 """

@@ -28,7 +28,7 @@ Kit = dict[str, Audio]
 
 
 def drum_stem(rng: np.random.Generator, piece: Piece, font: Path, samples: Path) -> Audio:
-    """Render drums from a soundfont's kit, recorded samples or synthesised drums; a third each."""
+    """Render drums with a soundfont's kit, recorded samples or synthesised drums, each with a probability of a third."""
     kind = int(rng.integers(3))
     if kind == 0:
         keys = {drum: int(rng.choice(k)) for drum, k in KEYS.items()}
