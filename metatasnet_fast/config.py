@@ -179,7 +179,7 @@ class MetaTasNetConfig:
     instruments: tuple[str, ...] = INSTRUMENTS
     """Names of 1 to 32 instruments, in the order of every instrument axis. A single instrument has a sigmoid as its mask."""
     added_instruments: int = 0
-    """How many of the last instruments were added to a trained network. Their masks are sigmoids, so that the softmax
+    """Number of instruments, the last ones, that were added to a trained network. Their masks are sigmoids, so that the softmax
     of the other instruments does not change."""
 
     def __post_init__(self) -> None:

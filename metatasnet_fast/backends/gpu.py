@@ -1,4 +1,4 @@
-"""What the GPU backends share: the reasons why this machine cannot run GPU code, and CUDA graphs of short inference jobs.
+"""Give the reasons why this machine cannot run GPU code, and capture short inference jobs as CUDA graphs.
 
 From encoder to decoder a batch of windows takes about 300 launches of Triton kernels, each of which takes 6.3 us of Python. The
 backend ``cuda`` has many launches, too. For many windows the GPU works longer than the launches take. For one or two windows it

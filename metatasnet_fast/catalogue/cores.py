@@ -111,7 +111,7 @@ class Stage:
 
 @dataclass(frozen=True)
 class CorePlan:
-    """How a worker shares its cores: numbers of threads, and of songs at once."""
+    """The shares of a worker's cores: numbers of threads, and of songs at once."""
 
     device: str
     """Type of the device, such as ``cuda``."""

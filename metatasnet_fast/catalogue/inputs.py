@@ -333,7 +333,7 @@ class Source:
     def __init__(self, uri: str) -> None:
         self.uri = uri
         self.seen: Stamp | None = None
-        """What the last call of :meth:`stamp` returned; None before the first."""
+        """Result of the last call of :meth:`stamp`; None before the first call."""
         self.copy: Path | None = None
         """Path of the last local copy of a remote file; None if no copy was made."""
         self._path = local_path(uri)

@@ -163,7 +163,7 @@ def utc_now() -> str:
 
 
 class Listed(NamedTuple):
-    """What the names and sizes in a song's folder say about its result. If there is no result, the texts are empty."""
+    """The result in a song's folder, by the names and sizes of the files. If there is no result, the texts are empty."""
 
     name: str
     """Name of the result's file."""
@@ -309,7 +309,7 @@ class Status(str, enum.Enum):
 
 @dataclass(frozen=True)
 class Outcome:
-    """How a song ended: a row of the ledger. Times are in seconds, sizes in bytes."""
+    """The outcome of a song: a row of the ledger. Times are in seconds, sizes in bytes."""
 
     id: str
     uri: str

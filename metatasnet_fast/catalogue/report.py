@@ -87,7 +87,7 @@ class LiveDisplay(ProgressBar):
                 self._say(line)
 
     def _say(self, text: str, kind: str | None = None) -> None:
-        """Print a line. Of the lines of one ``kind``, print only the first SHOWN, and say once that there are more."""
+        """Print a line. Print only the first SHOWN lines of one ``kind``, then say once that there are more."""
         if kind is not None:
             self._said[kind] += 1
             if self._said[kind] > SHOWN + 1:

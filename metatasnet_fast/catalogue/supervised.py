@@ -102,8 +102,7 @@ class Process(Protocol):
 
 
 class ChildProcess:
-    """A :class:`Process` on this machine, at the other end of a pipe. What it prints goes to the log, at level
-    debug."""
+    """A :class:`Process` on this machine, at the other end of a pipe. Its output goes to the log at level debug."""
 
     def __init__(self, order: Order) -> None:
         paths = [str(PACKAGE), *filter(None, [os.environ.get("PYTHONPATH")])]

@@ -36,7 +36,7 @@ ADVICE = "accelerate would replace it; repair the difference, or pass check=Fals
 
 @dataclass
 class _Seen:
-    """What the network's own modules returned during inference, by the number of the stage."""
+    """Results of the network's own modules during inference, by the number of the stage."""
 
     encoder: dict[int, Tensor] = field(default_factory=dict)
     mask: dict[int, Tensor] = field(default_factory=dict)
@@ -178,7 +178,7 @@ class AccelerationReport:
     replaced: tuple[str, ...]
     """Names of the methods that were replaced."""
     kept: tuple[tuple[str, str], ...]
-    """What was not replaced, each with the reason."""
+    """Pairs: what was not replaced (the parameters, hooks, the training), and the reason."""
 
     def __str__(self) -> str:
         lines = [

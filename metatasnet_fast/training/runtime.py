@@ -135,7 +135,7 @@ class World:
 
 @dataclass(frozen=True)
 class Runtime:
-    """What a run runs on: device, backend, precision, and the processes."""
+    """The device, backend, precision and processes of a training run."""
 
     device: torch.device
     backend: str

@@ -48,7 +48,7 @@ def what_was_trained(checkpoint: Checkpoint) -> str:
 
 @dataclass
 class Progress:
-    """How far a run is. No state of a random generator is needed: batches and dropout are functions of seed and
+    """The progress of a run. No state of a random generator is needed: batches and dropout are functions of seed and
     step."""
 
     step: int = 0

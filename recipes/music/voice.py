@@ -37,7 +37,7 @@ WORDS = (
     "morning never over river under water summer hollow shadow window"
 ).split()
 HELD_SECONDS = 32
-"""What `cut_songs.py` keeps out of the training of each song, from 45% of it on."""
+"""Length of the part of each song that `cut_songs.py` keeps out of the training; the part begins at 45% of the song."""
 Audio = NDArray[np.float32]
 
 

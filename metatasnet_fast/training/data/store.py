@@ -65,7 +65,7 @@ SPLIT_FOLDER = re.compile(r"train|valid|test|(train|validation)_[0-9]+")
 
 @dataclass(frozen=True)
 class RateEntry:
-    """What is known of a track's samples at one rate. They lie in ``<rate>.npy``, (instruments, channels, samples)."""
+    """The facts about a track's samples at one rate. The samples are in ``<rate>.npy``, (instruments, channels, samples)."""
 
     samples: int
     scale: tuple[float, ...]
