@@ -29,7 +29,7 @@ from torch.profiler import ProfilerActivity, profile
 
 from metatasnet_fast import use_backend
 from metatasnet_fast.backends import Request, available_backends, get_backend
-from metatasnet_fast.backends.gpu import GRAPHS
+from metatasnet_fast.backends.graphs import GRAPHS
 from metatasnet_fast.backends.triton import TritonBackend
 from metatasnet_fast.benchmark import Effort, Participants, Row, synthetic
 from metatasnet_fast.benchmark.cases import COMPILED, EAGER, Call, Case

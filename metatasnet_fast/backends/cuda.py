@@ -17,7 +17,8 @@ from ..config import StageConfig
 from ..errors import BackendUnavailableError
 from ..precision import Precision
 from .cuda_weights import pack, persistent_arrays, sizes, slopes, spectrogram_arrays
-from .gpu import GraphedBackend, Graphs, driver_version, no_gpu_reason, switched_on
+from .gpu import driver_version, no_gpu_reason
+from .graphs import GraphedBackend, Graphs, switched_on
 from .registry import Request, check_device, exactly
 
 __all__ = ["KERNELS", "OLDEST", "UNVERIFIED", "CudaBackend", "WgmmaBackend"]

@@ -21,7 +21,8 @@ from ..ops import BlockParameters, Section, codec, generated_parameters
 from ..ops.operator import interpreted
 from ..precision import Precision
 from ..reference import generator
-from .gpu import GraphedBackend, Graphs, compiler_reason, no_gpu_reason, switched_on
+from .gpu import compiler_reason, no_gpu_reason
+from .graphs import GraphedBackend, Graphs, switched_on
 from .registry import Request, exactly
 
 __all__ = ["MaskWeights", "TritonBackend", "mask_weights"]

@@ -15,7 +15,7 @@ from metatasnet_fast import MultiTasNet, use_backend
 from metatasnet_fast.backends import Choice
 from metatasnet_fast.backends.cache import collect_parameters, prepare_all
 from metatasnet_fast.backends.cuda import CudaBackend
-from metatasnet_fast.backends.gpu import GRAPHS, SECONDS, SHAPES, Captured, Graphs, switched_on
+from metatasnet_fast.backends.graphs import GRAPHS, SECONDS, SHAPES, Captured, Graphs, switched_on
 from metatasnet_fast.backends.reference import ReferenceBackend
 from metatasnet_fast.model.engine import Engine
 from metatasnet_fast.precision import Precision
