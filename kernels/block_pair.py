@@ -25,7 +25,8 @@ from torch import Tensor
 
 from .launch import TILE, alignment, launch, operands_in_shared_memory, power_of_two, strides
 from .pointwise import BLOCK_K, bias_of, pointwise_finish, pointwise_start
-from .statistics import activation, new_statistics, slope_of
+from .statistics import new_statistics
+from .tile import activation, slope_of
 
 __all__ = ["block_pair", "block_pair_kernel", "pairs", "start_pair"]
 

@@ -26,7 +26,7 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import TILE, alignment, channel_block, launch, strides
-from .statistics import activation, prelu, slope_of, store_moments_of_rows
+from .tile import activation, prelu, slope_of, store_moments_of_rows
 from .tuned import configuration
 
 __all__ = [

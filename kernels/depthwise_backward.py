@@ -37,7 +37,8 @@ from torch import Tensor
 
 from .depthwise import BACKWARD_ROWS, channel_parameters, load_frames, load_normalised, place, rows_of, starts, taps
 from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
-from .statistics import GROUPS, activation, slope_of
+from .statistics import GROUPS
+from .tile import activation, slope_of
 
 __all__ = [
     "CHANNELS", "depthwise_backward", "depthwise_dx_kernel", "depthwise_gradients", "depthwise_norm_kernel",

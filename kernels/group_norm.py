@@ -21,7 +21,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import TILE, alignment, channel_block, launch, power_of_two, strides
-from .statistics import GROUPS, activation, slope_of
+from .statistics import GROUPS
+from .tile import activation, slope_of
 
 __all__ = [
     "group_norm_backward", "group_norm_dx_kernel", "group_norm_forward", "group_norm_fwd_kernel",

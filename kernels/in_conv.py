@@ -40,7 +40,8 @@ from .launch import TILE, alignment, column_tile, launch, products, register_lim
 from .pointwise import pointwise_finish, product_options
 from .pointwise_backward import DGRAD_FRAMES, data_gradient, weight_gradient
 from .pointwise_sums import new_sums, norm_gradient, sum_items
-from .statistics import activation, group_statistics, new_statistics, slope_of
+from .statistics import group_statistics, new_statistics
+from .tile import activation, slope_of
 from .tuned import configuration
 
 __all__ = ["in_conv_backward", "in_conv_forward", "in_conv_fwd_kernel", "input_statistics", "shared_dgrad_kernel"]

@@ -36,7 +36,7 @@ from torch import Tensor
 
 from .group_norm import norm_sums
 from .launch import TILE, alignment, channel_block, launch, strides
-from .statistics import activation, slope_of
+from .tile import activation, slope_of
 
 __all__ = [
     "FRAMES", "PER_LN_2", "mask_tail_backward", "mask_tail_dx_kernel", "mask_tail_forward", "mask_tail_fwd_kernel",

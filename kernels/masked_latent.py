@@ -27,7 +27,8 @@ from torch import Tensor
 
 from .launch import TILE, alignment, launch, little_shared_memory, operands_in_shared_memory, power_of_two, strides
 from .mask_tail import PER_LN_2, shares
-from .statistics import new_statistics, prelu, slope_of
+from .statistics import new_statistics
+from .tile import prelu, slope_of
 
 __all__ = [
     "mask_statistics", "mask_statistics_kernel", "masked_latent", "masked_latent_kernel", "serves",

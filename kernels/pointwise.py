@@ -30,7 +30,8 @@ import triton.language as tl
 from torch import Tensor
 
 from .launch import COLUMN_TILES, TILE, alignment, column_tile, launch, power_of_two, products, register_limit, strides
-from .statistics import GROUPS, activation, group_of, merging, new_affine, new_statistics, slope_of, store_moments
+from .statistics import GROUPS, group_of, merging, new_affine, new_statistics
+from .tile import activation, slope_of, store_moments
 from .tuned import configuration
 
 __all__ = [

@@ -34,7 +34,7 @@ from torch import Tensor
 from .launch import alignment, column_tile, launch, operands_in_shared_memory, power_of_two, products, strides
 from .pointwise import STAGES, product_options
 from .pointwise_sums import new_sums, norm_gradient, sum_items
-from .statistics import activation, slope_of
+from .tile import activation, slope_of
 from .tuned import configuration
 
 __all__ = [
