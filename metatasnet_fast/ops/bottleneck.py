@@ -1,7 +1,7 @@
 """1x1 convolution of latent frames, with an interpolated share and a ReLU in its epilogue.
 
-The module also holds the arithmetic and checks that all of the codec's operations share: activations are (n, frames, channels),
-signals (n, samples). Operands are rounded to the dtype of the activation; sums are taken in the dtype of :func:`wide`.
+The filter bank and overlap-add use the arithmetic and checks at the end of this module, too. Activations are (n, frames,
+channels), signals (n, samples). Operands are rounded to the dtype of the activation; sums are taken in the dtype of :func:`wide`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,12 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ShapeError
 from .operator import check_parameter, differentiable, kernels, operator, products, unit_stride, wide
 
-__all__ = [
-    "Rectified", "added", "bottleneck", "check_bank", "check_frames", "framed", "gated", "interpolation", "narrowed",
-    "rectified_bottleneck", "rounded",
-]  # fmt: skip
+__all__ = ["Rectified", "bottleneck", "check_frames", "gated", "interpolation", "rectified_bottleneck", "rounded"]
 
 
 def bottleneck(
@@ -187,34 +183,9 @@ def interpolation(rows: int, frames: int, like: Tensor) -> Tensor:
     return (1 - (place - row).abs().to(like.dtype) / max(frames - 1, 1)).clamp(min=0)
 
 
-def framed(signal: Tensor, taps: int, stride: int, padding: int) -> Tensor:
-    """Return a signal (n, samples) cut into overlapping frames (n, T, taps).
-
-    Frame t starts at sample t stride - padding. Outside the signal the frames are zero.
-    """
-    return F.pad(signal, (padding, padding)).unfold(1, taps, stride)
-
-
-def added(frames: Tensor, samples: int, stride: int, padding: int) -> Tensor:
-    """Return the signal (n, samples): frames (n, T, taps), added up where they overlap. This is :func:`framed` transposed."""
-    n, count, taps = frames.shape
-    place = torch.arange(count, device=frames.device)[:, None] * stride + torch.arange(taps, device=frames.device)
-    padded = frames.new_zeros(n, samples + 2 * padding).index_add(1, place.flatten(), frames.flatten(1))
-    return padded[:, padding : padding + samples]
-
-
 def rounded(p: Tensor, like: Tensor) -> Tensor:
     """Return a parameter, rounded to the dtype of ``like`` as in the kernels' products, in the dtype of :func:`wide`."""
     return p.to(like.dtype).to(wide(like.dtype))
-
-
-def narrowed(bank: Tensor, narrow: int, inner: int) -> Tensor:
-    """Return the bank with zeros outside the middle ``inner`` taps of the first ``narrow`` rows."""
-    if narrow == 0:
-        return bank
-    end, taps = (bank.shape[1] - inner) // 2, torch.arange(bank.shape[1], device=bank.device)
-    outside = (taps < end) | (taps >= bank.shape[1] - end)
-    return bank.masked_fill(outside & (torch.arange(len(bank), device=bank.device) < narrow)[:, None], 0)
 
 
 def gated(dy: Tensor, y: Tensor | None) -> Tensor:
@@ -229,22 +200,4 @@ def check_frames(name: str, x: Tensor) -> None:
         raise ShapeError(
             f"{name} must be floating point (n, frames, channels) with at least one frame, "
             f"got {x.dtype} {tuple(x.shape)}."
-        )
-
-
-def check_bank(
-    bank: Tensor, channels: int | None, stride: int, padding: int, like: Tensor, narrow: tuple[int, int] = (0, 0)
-) -> None:  # fmt: skip
-    """Raise :class:`ShapeError` unless the bank is (channels, taps), and stride, padding and narrow rows fit the bank."""
-    rows = channels if channels is not None else (bank.shape[0] if bank.dim() == 2 else 1)
-    taps = bank.shape[1] if bank.dim() == 2 else 1
-    check_parameter("bank", bank, (max(rows, 1), max(taps, 1)), like)
-    if stride < 1 or not 0 <= 2 * padding < taps:
-        raise ShapeError(
-            f"stride must be at least 1 and padding below half of {taps} taps, got stride {stride}, padding {padding}."
-        )
-    fits = 0 <= narrow[0] <= bank.shape[0] and 0 <= narrow[1] <= taps and (taps - narrow[1]) % 2 == 0
-    if narrow != (0, 0) and not fits:
-        raise ShapeError(
-            f"narrow must be at most {bank.shape[0]} rows and {taps} taps, as many on both sides, got {narrow}."
         )

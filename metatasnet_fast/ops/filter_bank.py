@@ -5,12 +5,13 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import ShapeError
-from .bottleneck import Rectified, added, check_bank, check_frames, framed, gated, narrowed, rounded
+from .bottleneck import Rectified, check_frames, gated, rounded
 from .bottleneck import forward as product
-from .operator import differentiable, kernels, operator, products, unit_stride, wide
+from .operator import check_parameter, differentiable, kernels, operator, products, unit_stride, wide
 
 __all__ = ["filter_bank", "overlap_add", "rectified_filter_bank"]
 
@@ -56,7 +57,7 @@ def _checked(
 ) -> Tensor:  # fmt: skip
     if signal.dim() != 2 or not signal.is_floating_point():
         raise ShapeError(f"signal must be (n, samples), floating point, got {signal.dtype} {tuple(signal.shape)}.")
-    check_bank(bank, None, stride, padding, signal, narrow)
+    _check_bank(bank, None, stride, padding, signal, narrow)
     if signal.shape[1] + 2 * padding < bank.shape[1]:
         raise ShapeError(f"{signal.shape[1]} samples padded by {padding} hold no frame of {bank.shape[1]}: pad more.")
     y: Tensor = _filter_bank(signal, bank, stride, padding, *narrow, relu, deferred, tf32)
@@ -82,7 +83,7 @@ def _kernel(
 def _filter_bank(
     signal: Tensor, bank: Tensor, stride: int, padding: int, narrow: int, inner: int, relu: bool, deferred: bool, tf32: bool
 ) -> Tensor:  # fmt: skip
-    return product(framed(signal, bank.shape[1], stride, padding), narrowed(bank, narrow, inner), None, None, relu)
+    return product(_framed(signal, bank.shape[1], stride, padding), _narrowed(bank, narrow, inner), None, None, relu)
 
 
 def _backward_kernel(
@@ -107,10 +108,10 @@ def _filter_bank_backward(
     need_signal: bool, tf32: bool,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     g = gated(dy, y)
-    frames = framed(signal.to(g.dtype), bank.shape[1], stride, padding)
+    frames = _framed(signal.to(g.dtype), bank.shape[1], stride, padding)
     dsignal = signal.new_empty(0)
     if need_signal:
-        dsignal = added(g @ narrowed(rounded(bank, signal), narrow, inner), signal.shape[1], stride, padding)
+        dsignal = _added(g @ _narrowed(rounded(bank, signal), narrow, inner), signal.shape[1], stride, padding)
         dsignal = dsignal.to(signal.dtype)
     return dsignal, torch.einsum("nto,ntk->ok", g, frames)
 
@@ -155,7 +156,7 @@ def overlap_add(
     """
     x, rectified = (x.value, True) if isinstance(x, Rectified) else (x, False)
     check_frames("x", x)
-    check_bank(bank, x.shape[2], stride, padding, x, narrow)
+    _check_bank(bank, x.shape[2], stride, padding, x, narrow)
     y: Tensor = _overlap_add(x, bank, stride, padding, *narrow, rectified, tf32)
     return y
 
@@ -178,8 +179,8 @@ def _adding_kernel(
 def _overlap_add(
     x: Tensor, bank: Tensor, stride: int, padding: int, narrow: int, inner: int, rectified: bool, tf32: bool
 ) -> Tensor:  # fmt: skip
-    bank = narrowed(rounded(bank, x), narrow, inner)
-    return added(x.to(wide(x.dtype)) @ bank, _length(x, bank, stride, padding), stride, padding)
+    bank = _narrowed(rounded(bank, x), narrow, inner)
+    return _added(x.to(wide(x.dtype)) @ bank, _length(x, bank, stride, padding), stride, padding)
 
 
 def _adding_backward_kernel(
@@ -199,8 +200,8 @@ def _overlap_add_backward(
     dy: Tensor, x: Tensor, bank: Tensor, stride: int, padding: int, narrow: int, inner: int, rectified: bool, tf32: bool
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     """Return dx and dbank; dbank has values also for taps that are treated as zero. First dy is rounded to x's dtype."""
-    frames = framed(rounded(dy, x), bank.shape[1], stride, padding)
-    dx = gated(frames @ narrowed(rounded(bank, x), narrow, inner).T, x if rectified else None)
+    frames = _framed(rounded(dy, x), bank.shape[1], stride, padding)
+    dx = gated(frames @ _narrowed(rounded(bank, x), narrow, inner).T, x if rectified else None)
     return dx.to(x.dtype), torch.einsum("ntc,ntk->ck", x.to(dx.dtype), frames)
 
 
@@ -216,3 +217,46 @@ def _differentiate_adding(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
 
 
 differentiable(_overlap_add, _differentiate_adding, _save_adding, _overlap_add_backward)
+
+
+def _framed(signal: Tensor, taps: int, stride: int, padding: int) -> Tensor:
+    """Return a signal (n, samples) cut into overlapping frames (n, T, taps).
+
+    Frame t starts at sample t stride - padding. Outside the signal the frames are zero.
+    """
+    return F.pad(signal, (padding, padding)).unfold(1, taps, stride)
+
+
+def _added(frames: Tensor, samples: int, stride: int, padding: int) -> Tensor:
+    """Return the signal (n, samples): frames (n, T, taps), added up where they overlap. This is :func:`_framed` transposed."""
+    n, count, taps = frames.shape
+    place = torch.arange(count, device=frames.device)[:, None] * stride + torch.arange(taps, device=frames.device)
+    padded = frames.new_zeros(n, samples + 2 * padding).index_add(1, place.flatten(), frames.flatten(1))
+    return padded[:, padding : padding + samples]
+
+
+def _narrowed(bank: Tensor, narrow: int, inner: int) -> Tensor:
+    """Return the bank with zeros outside the middle ``inner`` taps of the first ``narrow`` rows."""
+    if narrow == 0:
+        return bank
+    end, taps = (bank.shape[1] - inner) // 2, torch.arange(bank.shape[1], device=bank.device)
+    outside = (taps < end) | (taps >= bank.shape[1] - end)
+    return bank.masked_fill(outside & (torch.arange(len(bank), device=bank.device) < narrow)[:, None], 0)
+
+
+def _check_bank(
+    bank: Tensor, channels: int | None, stride: int, padding: int, like: Tensor, narrow: tuple[int, int] = (0, 0)
+) -> None:  # fmt: skip
+    """Raise :class:`ShapeError` unless the bank is (channels, taps), and stride, padding and narrow rows fit the bank."""
+    rows = channels if channels is not None else (bank.shape[0] if bank.dim() == 2 else 1)
+    taps = bank.shape[1] if bank.dim() == 2 else 1
+    check_parameter("bank", bank, (max(rows, 1), max(taps, 1)), like)
+    if stride < 1 or not 0 <= 2 * padding < taps:
+        raise ShapeError(
+            f"stride must be at least 1 and padding below half of {taps} taps, got stride {stride}, padding {padding}."
+        )
+    fits = 0 <= narrow[0] <= bank.shape[0] and 0 <= narrow[1] <= taps and (taps - narrow[1]) % 2 == 0
+    if narrow != (0, 0) and not fits:
+        raise ShapeError(
+            f"narrow must be at most {bank.shape[0]} rows and {taps} taps, as many on both sides, got {narrow}."
+        )
