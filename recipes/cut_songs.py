@@ -15,10 +15,10 @@ from pathlib import Path
 
 import numpy as np
 import soundfile as sf
+from music.songs import held_part
 from numpy.typing import NDArray
 
 STEMS = ("drums", "bass", "other", "vocals")
-HELD_SECONDS = 32
 
 
 def read_song(folder: Path) -> tuple[dict[str, NDArray[np.float32]], int]:
@@ -43,8 +43,7 @@ def cut_song(folder: Path, args: argparse.Namespace) -> None:
     if folder.name in args.test:
         write_track(args.out / "test" / folder.name, stems, rate, [])
         return
-    begin = int(0.45 * length)
-    end = min(length, begin + HELD_SECONDS * rate)
+    begin, end = held_part(length, rate)
     write_track(args.out / "valid" / folder.name, {n: x[begin:end] for n, x in stems.items()}, rate, unknown)
     step = int(args.seconds * rate)
     for part, (first, last) in {"a": (0, begin), "b": (end, length)}.items():

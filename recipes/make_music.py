@@ -23,7 +23,8 @@ import soundfile as sf
 import torch
 from music.render import RATE, Audio, bass_stem, drum_stem, instrument_stem, process
 from music.score import compose
-from music.voice import VOICE_RATE, song_vocals, vocal_stem
+from music.songs import song_vocals
+from music.voice import VOICE_RATE, vocal_stem
 
 from metatasnet_fast.audio import resample
 
@@ -58,7 +59,7 @@ def make_piece(number: int, args: argparse.Namespace) -> None:
     if number < args.voices:
         voice = resample(torch.from_numpy(vocal_stem(voice_rng, piece)), VOICE_RATE, RATE).numpy()
     elif args.songs:
-        voice = song_vocals(voice_rng, args.songs, length)
+        voice = song_vocals(voice_rng, args.songs, length, RATE)
     if voice is not None:
         audio["vocals"] = 0.5 * deviation * _fitted(voice, length, 0.0)
     _write(folder, audio, LOUDNESS / deviation)

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
-from collections.abc import Sequence
 from dataclasses import dataclass
-from fractions import Fraction
 from functools import cache
 from pathlib import Path
 
@@ -18,12 +16,11 @@ import numpy as np
 import pyworld
 import soundfile as sf
 from numpy.typing import NDArray
-from scipy.signal import resample_poly
 
-from .render import RATE, add_room
+from .render import add_room
 from .score import BAR, Piece, Sung, vocal_line
 
-__all__ = ["VOICE_RATE", "song_vocals", "vocal_stem"]
+__all__ = ["VOICE_RATE", "vocal_stem"]
 
 VOICE_RATE = 16000
 FRAME = 0.005
@@ -36,8 +33,6 @@ WORDS = (
     "stay way wait late breathe leave more door floor ooh ah oh yeah hey no go know show slow alone along away again forever "
     "morning never over river under water summer hollow shadow window"
 ).split()
-HELD_SECONDS = 32
-"""Length of the part of each song that `cut_songs.py` keeps out of the training; the part begins at 45% of the song."""
 Audio = NDArray[np.float32]
 
 
@@ -166,26 +161,3 @@ def vocal_stem(rng: np.random.Generator, piece: Piece) -> Audio:
     if companion:
         out = out + np.float32(rng.uniform(0.3, 0.8)) * _room(rng, second, piece)
     return np.asarray(out, np.float32)
-
-
-def song_vocals(rng: np.random.Generator, songs: Sequence[Path], length: int) -> Audio:
-    """Return ``length`` samples, or fewer, of a song's vocals (2, n) at ``RATE``, up to four semitones higher or lower.
-
-    Of five places drawn in the songs, all outside what `cut_songs.py` holds out, the one with the most singing.
-    """
-    best, most = np.zeros((2, length), np.float32), -1.0
-    for _ in range(5):
-        song = songs[int(rng.integers(len(songs)))]
-        speed = Fraction(2 ** (rng.uniform(-4, 4) / 12)).limit_denominator(40)
-        with sf.SoundFile(next(song.glob("vocals.*"))) as file:
-            assert file.samplerate == RATE
-            held, free = int(0.45 * len(file)), int(0.45 * len(file)) + HELD_SECONDS * RATE
-            first, last = [(0, held), (free, len(file))][int(rng.integers(2))]
-            count = min(int(length * speed), last - first)
-            file.seek(first + int(rng.integers(last - first - count + 1)))
-            audio = file.read(count, dtype="float32", always_2d=True).T
-        blocks = audio[:, : count // RATE * RATE].reshape(2, -1, RATE)
-        sounding = float((np.square(blocks).mean((0, 2)) > 1e-5).mean())
-        if sounding > most:
-            best, most = resample_poly(audio, speed.denominator, speed.numerator, axis=1).astype(np.float32), sounding
-    return best

@@ -48,6 +48,30 @@ def test_the_network_of_a_settings_file_trains_and_separates(file: Path, cache: 
     assert kept and all(getattr(trained, name) == value for name, value in kept.items())
 
 
+def test_vocals_of_songs_never_come_from_the_part_that_is_held_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The held-out part of the song is the only one that sounds negative."""
+    sf = pytest.importorskip("soundfile")
+    pytest.importorskip("scipy")
+    monkeypatch.syspath_prepend(str(RECIPES))
+    for name in ("music", "music.songs"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    from music.songs import held_part, song_vocals
+
+    rate, song = 100, np.full(100 * 100, 0.5, np.float32)
+    begin, end = held_part(len(song), rate)
+    assert (begin, end) == (4500, 7700)
+    song[begin:end] = -0.5
+    (tmp_path / "song").mkdir()
+    sf.write(tmp_path / "song" / "vocals.wav", song, rate, subtype="FLOAT")
+    for seed in range(20):
+        vocals = song_vocals(np.random.default_rng(seed), [tmp_path / "song"], 2000, rate)
+        inner = vocals[:, 100:-100]  # the resampler rings at the ends
+        assert vocals.shape[0] == 2 and 1500 < vocals.shape[1] <= 2100
+        assert inner.min() > 0.4
+
+
 @pytest.fixture
 def compose(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
     monkeypatch.syspath_prepend(str(RECIPES))
