@@ -1,7 +1,8 @@
 """1x1 convolution of latent frames, with an interpolated share and a ReLU in its epilogue.
 
 The filter bank and overlap-add use the arithmetic and checks at the end of this module, too. Activations are (n, frames,
-channels), signals (n, samples). Operands are rounded to the dtype of the activation; sums are taken in the dtype of :func:`wide`.
+channels), signals (n, samples). Operands are rounded to the dtype of the activation; sums are taken in the dtype of
+:func:`wide`.
 """
 
 from __future__ import annotations
