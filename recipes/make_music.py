@@ -21,10 +21,10 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 import torch
-from music.render import RATE, Audio, bass_stem, drum_stem, instrument_stem, process
+from music.render import RATE, Audio, bass_stem, compress, drum_stem, instrument_stem, process
 from music.score import compose
 from music.songs import song_vocals
-from music.voice import VOICE_RATE, vocal_stem
+from music.voice import VOICE_RATE, recordings, vocal_stem
 
 from metatasnet_fast.audio import resample
 
@@ -42,7 +42,7 @@ def make_piece(number: int, args: argparse.Namespace) -> None:
     piece = compose(rng, args.seconds, programs)
     font = args.font[int(rng.integers(len(args.font)))]
     stems = {
-        "drums": drum_stem(rng, piece, font, args.samples),
+        "drums": drum_stem(rng, piece, font, args.samples, args.kits),
         "bass": bass_stem(rng, piece, font),
         "other": instrument_stem(rng, piece, piece.other, font),
     }
@@ -57,11 +57,13 @@ def make_piece(number: int, args: argparse.Namespace) -> None:
     audio["vocals"] = np.zeros((2, length), np.float32)
     voice_rng, voice = np.random.default_rng([args.seed, number, 1]), None
     if number < args.voices:
-        voice = resample(torch.from_numpy(vocal_stem(voice_rng, piece)), VOICE_RATE, RATE).numpy()
+        voice = resample(torch.from_numpy(vocal_stem(voice_rng, piece, args.singers)), VOICE_RATE, RATE).numpy()
     elif args.songs:
         voice = song_vocals(voice_rng, args.songs, length, RATE)
     if voice is not None:
         audio["vocals"] = 0.5 * deviation * _fitted(voice, length, 0.0)
+    if args.effects:
+        audio = compress(rng, audio)
     _write(folder, audio, LOUDNESS / deviation)
 
 
@@ -106,9 +108,23 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument(
         "--songs", metavar="SONG", type=Path, nargs="*", default=[], help="whose vocals the others have"
     )
-    parser.add_argument("--effects", action="store_true", help="overdrive and rooms for the instruments")
+    parser.add_argument(
+        "--singers",
+        metavar="PATH",
+        nargs="*",
+        default=[],
+        help="people who sing beside Flite: for each a folder of spoken words, or a pattern of such files",
+    )
+    parser.add_argument("--effects", action="store_true", help="overdrive, rooms and compression")
     parser.add_argument("--font", type=Path, nargs="+", default=[Path("/usr/share/sounds/sf2/FluidR3_GM.sf2")])
     parser.add_argument("--samples", type=Path, default=Path("/usr/share/sonic-pi/samples"), help="single drum strokes")
+    parser.add_argument(
+        "--kits",
+        type=Path,
+        nargs="*",
+        default=[],
+        help="more drums: folders of Hydrogen's kits, soundfonts with one kit",
+    )
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--workers", type=int, default=1, help="pieces made at once")
     return parser.parse_args(words)
@@ -117,7 +133,8 @@ def arguments(words: Sequence[str] | None = None) -> argparse.Namespace:
 def main() -> None:
     args = arguments()
     missing = [name for name in ("fluidsynth", "flite") if shutil.which(name) is None]
-    missing += [str(path) for path in (*args.font, args.samples, *args.songs) if not path.exists()]
+    missing += [str(path) for path in (*args.font, args.samples, *args.songs, *args.kits) if not path.exists()]
+    missing += [singer for singer in args.singers if not recordings(singer)]
     if missing:
         raise SystemExit(f"{missing[0]} is not there: install what the beginning of this file names.")
     with ProcessPoolExecutor(args.workers) as pool:

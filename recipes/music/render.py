@@ -1,22 +1,26 @@
-"""Render a written piece to stems: MIDI files through FluidSynth, bass from oscillators too, and drums from recorded samples or
-from oscillators and noise."""
+"""Render a written piece to stems: MIDI files through FluidSynth, bass from oscillators too, and drums from recorded samples,
+drum kits of Hydrogen, or oscillators and noise."""
 
 from __future__ import annotations
 
+import re
 import subprocess
 import tempfile
+import xml.etree.ElementTree as ElementTree
 from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
 
 import mido
 import numpy as np
 import soundfile as sf
 from numpy.typing import NDArray
+from scipy.ndimage import uniform_filter1d
 from scipy.signal import fftconvolve
 
 from .score import Part, Piece
 
-__all__ = ["RATE", "Audio", "add_room", "bass_stem", "drum_stem", "instrument_stem", "process"]
+__all__ = ["RATE", "Audio", "add_room", "bass_stem", "compress", "drum_stem", "instrument_stem", "process"]
 
 RATE = 44100
 TICKS = 120
@@ -27,13 +31,20 @@ Audio = NDArray[np.float32]
 Kit = dict[str, Audio]
 
 
-def drum_stem(rng: np.random.Generator, piece: Piece, font: Path, samples: Path) -> Audio:
-    """Render drums with a soundfont's kit, recorded samples or synthesised drums, each with a probability of a third."""
-    kind = int(rng.integers(3))
-    if kind == 0:
+def drum_stem(rng: np.random.Generator, piece: Piece, font: Path, samples: Path, kits: Sequence[Path] = ()) -> Audio:
+    """Render drums with a soundfont's kit, recorded samples or synthesised drums, equally often; if there are ``kits``,
+    folders of Hydrogen's or soundfonts with one kit, each half of them as often as one of these three."""
+    fonts = [path for path in kits if path.suffix == ".sf2"]
+    folders = [path for path in kits if path.suffix != ".sf2"]
+    kind = int(rng.choice([0, 1, 2, *[3] * bool(folders), *[4] * bool(fonts)]))
+    if kind in (0, 4):
         keys = {drum: int(rng.choice(k)) for drum, k in KEYS.items()}
         events = [(h.start, 1.0, keys[h.drum], h.velocity) for h in piece.drums]
+        if kind == 4:
+            return _fluidsynth(piece, [(0, 0, events)], fonts[int(rng.integers(len(fonts)))], rng)
         return _fluidsynth(piece, [(9, int(rng.choice(KITS)), events)], font, rng)
+    if kind == 3:
+        return play_samples(rng, piece, hydrogen_kit(rng, folders))
     return play_samples(rng, piece, sample_kit(rng, samples) if kind == 1 else synthetic_kit(rng))
 
 
@@ -57,6 +68,17 @@ def process(rng: np.random.Generator, audio: Audio) -> Audio:
     if rng.random() < 0.4:
         audio = add_room(rng, audio, RATE, longest=1.2)
     return audio
+
+
+def compress(rng: np.random.Generator, audio: dict[str, Audio]) -> dict[str, Audio]:
+    """Compress a mixture in half of the calls: every stem (2, samples) by the same gain, so that they still sum to it."""
+    if rng.random() < 0.5:
+        return audio
+    power = np.square(np.asarray(sum(audio.values()), np.float64).mean(0))
+    level = np.sqrt(uniform_filter1d(power, int(rng.uniform(0.005, 0.1) * RATE)))
+    threshold = np.sqrt(power.mean()) * 10 ** (rng.uniform(-6, 3) / 20) + 1e-9
+    gain = np.float32(np.maximum(level / threshold, 1) ** (1 / rng.uniform(1.5, 6) - 1))
+    return {stem: x * gain for stem, x in audio.items()}
 
 
 def add_room(rng: np.random.Generator, audio: Audio, rate: int, longest: float) -> Audio:
@@ -155,17 +177,57 @@ SAMPLES = {
 """File names, for each drum, of the CC0 samples that come with Sonic Pi."""
 
 
+INSTRUMENTS = {
+    "kick": "kick|bass ?drum|thump|tone", "snare": "snare|cajon slap", "clap": "clap|snap", "rim": "stick|rim|clave|wood|click",
+    "hat": "closed|pedal| cl$| pd$|hat (low|ring|bs)", "open": "open| op", "ride": "ride|bell",
+    "crash": "crash|splash|cymbal|china", "tom": "tom|(?<!bass )drum [12]",
+    "shaker": "shak|maraca|tambourine|pedal|closed", "perc": "conga|bongo|djembe|cowbell|agogo|cup",
+    "perc2": "djembe|sangban|dununba|kenkeni|zap|glass|whistle",
+}  # fmt: skip
+"""Expressions that match, for each drum, the instruments' names in Hydrogen's kits."""
+
+
 def sample_kit(rng: np.random.Generator, folder: Path) -> Kit:
     """Choose one recorded sample for each drum, at a random speed."""
     kit: Kit = {}
     for drum, patterns in SAMPLES.items():
         files = sorted(path for pattern in patterns.split() for path in folder.glob(f"{pattern}.flac"))
-        audio, rate = sf.read(files[int(rng.integers(len(files)))], dtype="float32", always_2d=True)
-        speed = rate / RATE * rng.uniform(0.85, 1.2)
-        mono = audio[: 3 * rate].mean(1)
-        at = np.arange(0, len(mono) - 1, speed)
-        kit[drum] = np.interp(at, np.arange(len(mono)), mono).astype(np.float32)
-    return {drum: sound / max(1e-6, float(np.abs(sound).max())) for drum, sound in kit.items()}
+        kit[drum] = _stroke(rng, files[int(rng.integers(len(files)))])
+    return kit
+
+
+def hydrogen_kit(rng: np.random.Generator, folders: Sequence[Path]) -> Kit:
+    """Choose one of the recordings for each drum, most of them from one kit, at a random speed."""
+    kits = [drums for folder in folders if {"kick", "snare", "hat"} <= (drums := hydrogen_drums(folder)).keys()]
+    first, everything = kits[int(rng.integers(len(kits)))], [hydrogen_drums(folder) for folder in folders]
+    kit: Kit = {}
+    for drum in INSTRUMENTS:
+        files = first.get(drum) or [path for drums in everything for path in drums.get(drum, [])]
+        kit[drum] = _stroke(rng, files[int(rng.integers(len(files)))])
+    return kit
+
+
+@cache
+def hydrogen_drums(folder: Path) -> dict[str, list[Path]]:
+    """Return the files of a kit of Hydrogen for each drum that it has."""
+    drums: dict[str, list[Path]] = {}
+    root = ElementTree.parse(folder / "drumkit.xml").getroot()
+    for instrument in root.iterfind(".//{*}instrument"):
+        name = (instrument.findtext("{*}name") or "").lower()
+        files = [folder / (element.text or "") for element in instrument.iterfind(".//{*}filename")]
+        for drum, pattern in INSTRUMENTS.items():
+            if re.search(pattern, name):
+                drums.setdefault(drum, []).extend(path for path in files if path.is_file())
+    return {drum: files for drum, files in drums.items() if files}
+
+
+def _stroke(rng: np.random.Generator, path: Path) -> Audio:
+    """Read one stroke of a drum, mono, 3 s at most, at a random speed; its peak is 1."""
+    audio, rate = sf.read(path, dtype="float32", always_2d=True)
+    speed = rate / RATE * rng.uniform(0.85, 1.2)
+    mono = audio[: 3 * rate].mean(1)
+    sound = np.interp(np.arange(0, len(mono) - 1, speed), np.arange(len(mono)), mono).astype(np.float32)
+    return sound / max(1e-6, float(np.abs(sound).max()))
 
 
 def synthetic_kit(rng: np.random.Generator) -> Kit:

@@ -1,4 +1,4 @@
-"""Sing vocals with a speech synthesiser: Flite speaks words, WORLD splits the speech into pitch, envelope and breath,
+"""Sing vocals with words of a speech synthesiser or of people: WORLD splits a spoken word into pitch, envelope and breath,
 rules write a melody in the piece's scale, and WORLD joins melody, envelope and breath.
 
     apt-get install flite && pip install pyworld scipy
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import subprocess
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -16,6 +17,7 @@ import numpy as np
 import pyworld
 import soundfile as sf
 from numpy.typing import NDArray
+from scipy.signal import resample_poly
 
 from .render import add_room
 from .score import BAR, Piece, Sung, vocal_line
@@ -27,6 +29,12 @@ FRAME = 0.005
 """Length in seconds of a frame of WORLD."""
 VOICES = {"slt": 66, "awb": 55, "rms": 52, "kal16": 53}
 """Flite's voices, each with the MIDI note around which it sings."""
+MOST_WORDS = 60
+"""Of a person."""
+SPEECH_TO_SONG = 4
+"""Semitones by which a person sings higher than he speaks."""
+LONGEST_WORD = 1.0
+"""In seconds."""
 WORDS = (
     "love you me night day light fire rain run free fall call name time line mind gone home stone road blue true sky high why "
     "cry heart start dark part world girl hold cold gold soul far star are now how down sound moon soon room dream scene mean "
@@ -38,26 +46,62 @@ Audio = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class Word:
-    """Frames of a spoken word: spectral envelope and aperiodicity (frames, bins), which are voiced, and the vowel's."""
+    """Frames of a spoken word: spectral envelope and aperiodicity (frames, bins), which are voiced, and the vowel's.
 
-    envelope: NDArray[np.float64]
-    breath: NDArray[np.float64]
+    ``pitch``: MIDI note at which the vowel was spoken.
+    """
+
+    envelope: NDArray[np.floating]
+    breath: NDArray[np.floating]
     voiced: NDArray[np.bool_]
     vowel: tuple[int, int]
+    pitch: float
 
 
 @cache
-def vocabulary(voice: str) -> list[Word]:
-    return [word for text in WORDS if (word := _spoken(voice, text)) is not None]
+def vocabulary(singer: str) -> tuple[list[Word], int]:
+    """Return the words of a Flite voice, or of a person whose recordings lie in a folder or match a pattern, and the MIDI
+    note around which the singer sings."""
+    if singer in VOICES:
+        return [word for text in WORDS if (word := _synthesised(singer, text)) is not None], VOICES[singer]
+    words = [word for path in recordings(singer)[:MOST_WORDS] if (word := _recorded(path)) is not None]
+    if not words:
+        raise SystemExit(f"{singer}: no spoken words are there.")
+    return words, SPEECH_TO_SONG + round(float(np.median([word.pitch for word in words])))
 
 
-def _spoken(voice: str, text: str) -> Word | None:
-    """Analyse a spoken word. Return None if no vowel of 50 ms is found in the word."""
+def recordings(singer: str) -> list[Path]:
+    """Return the recordings in a folder, or those that match a pattern, in an order that spreads over all of them."""
+    root, pattern = (Path(singer), "**/*.*") if Path(singer).is_dir() else (Path("/"), singer.lstrip("/"))
+    paths = sorted(path for path in root.glob(pattern) if path.suffix in (".ogg", ".wav", ".flac"))
+    return [paths[i] for i in np.random.default_rng(0).permutation(len(paths))]
+
+
+def _synthesised(voice: str, text: str) -> Word | None:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "word.wav"
         subprocess.run(["flite", "-voice", voice, "-t", text, "-o", str(path)], check=True)
         audio, rate = sf.read(path)
     assert rate == VOICE_RATE
+    return _analysed(audio)
+
+
+def _recorded(path: Path) -> Word | None:
+    """Analyse the loudest second of a recording, or less; every word of a person gets the same peak."""
+    audio, rate = sf.read(path, always_2d=True)
+    mono = resample_poly(audio.mean(1), VOICE_RATE, rate)
+    length = int(LONGEST_WORD * VOICE_RATE)
+    if len(mono) > length:
+        energy = np.cumsum(np.square(mono))
+        begin = int(np.argmax(energy[length:] - energy[:-length]))
+        mono = mono[begin : begin + length]
+    peak = float(np.abs(mono).max(initial=0.0))
+    return _analysed(mono / peak) if len(mono) > 0.1 * VOICE_RATE and peak > 1e-3 else None
+
+
+def _analysed(audio: NDArray[np.float64]) -> Word | None:
+    """Split a spoken word. Return None if no vowel of 50 ms is found in it."""
+    rate = VOICE_RATE
     pitch, times = pyworld.harvest(audio, rate, frame_period=1000 * FRAME)
     envelope = pyworld.cheaptrick(audio, pitch, times, rate)
     breath = pyworld.d4c(audio, pitch, times, rate)
@@ -70,8 +114,10 @@ def _spoken(voice: str, text: str) -> Word | None:
     if not runs or runs[0][1] - runs[0][0] < 0.05 / FRAME:
         return None
     first, last = (int(x) for x in runs[0])
+    spoken = 69 + 12 * np.log2(np.median(pitch[begin + first : begin + last]) / 440)
     quarter = (last - first) // 4
-    return Word(envelope, breath, voiced, (first + quarter, last - quarter))
+    small = envelope.astype(np.float32), breath.astype(np.float32)
+    return Word(*small, voiced, (first + quarter, last - quarter), float(spoken))
 
 
 def _stretched(word: Word, frames: int) -> NDArray[np.float64]:
@@ -96,7 +142,7 @@ def _sing(rng: np.random.Generator, notes: list[Sung], words: list[Word], shape:
         breaths.append(np.clip(word.breath[at][:, bent.astype(int)] + breath, 0, 1))
         pitches.append(np.where(word.voiced[at], note.pitch, np.nan))
     pitch = _gliding(rng, np.concatenate(pitches), np.concatenate([np.arange(len(part)) * FRAME for part in pitches]))
-    parts = [np.ascontiguousarray(np.concatenate(x)) for x in (envelopes, breaths)]
+    parts = [np.ascontiguousarray(np.concatenate(x), np.float64) for x in (envelopes, breaths)]
     hertz = np.where(np.isnan(pitch), 0.0, 440 * 2 ** ((pitch - 69) / 12))
     return np.asarray(pyworld.synthesize(hertz, *parts, VOICE_RATE, 1000 * FRAME), np.float32)
 
@@ -134,10 +180,13 @@ def _room(rng: np.random.Generator, audio: Audio, piece: Piece) -> Audio:
     return np.asarray(wet, np.float32)
 
 
-def vocal_stem(rng: np.random.Generator, piece: Piece) -> Audio:
-    """Return (2, samples at ``VOICE_RATE``): a lead, often doubled or with a second voice a third or an octave away."""
-    voice = str(rng.choice(list(VOICES)))
-    words, middle = vocabulary(voice), VOICES[voice] + int(rng.integers(-3, 9))
+def vocal_stem(rng: np.random.Generator, piece: Piece, people: Sequence[str] = ()) -> Audio:
+    """Return (2, samples at ``VOICE_RATE``): a lead, often doubled or with a second voice a third or an octave away.
+
+    ``people``: see `vocabulary`; each of them sings as often as each voice of Flite.
+    """
+    words, spoken = vocabulary(str(rng.choice([*VOICES, *people])))
+    middle = spoken + int(rng.integers(-3, 9))
     shape, breath = rng.uniform(0.88, 1.2), rng.uniform(0.0, 0.25) * (rng.random() < 0.5)
     total = int((piece.bars * BAR * piece.sixteenth + 1) * VOICE_RATE)
     lead, second = np.zeros(total, np.float32), np.zeros(total, np.float32)

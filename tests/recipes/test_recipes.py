@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import json
+import subprocess
 import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
 from metatasnet_fast import load_checkpoint
 from metatasnet_fast.cli.main import main
@@ -70,6 +73,76 @@ def test_vocals_of_songs_never_come_from_the_part_that_is_held_out(
         inner = vocals[:, 100:-100]  # the resampler rings at the ends
         assert vocals.shape[0] == 2 and 1500 < vocals.shape[1] <= 2100
         assert inner.min() > 0.4
+
+
+def run_recipe(name: str, *words: object) -> str:
+    command = [sys.executable, str(RECIPES / name), *map(str, words)]
+    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+
+def test_added_layers_change_nothing_before_they_are_trained(tmp_path: Path) -> None:
+    run_recipe(
+        "add_layers.py", "open-small", tmp_path / "larger", "--layers", load_checkpoint("open-small").config.layers + 1
+    )
+    small, large = load_checkpoint("open-small"), load_checkpoint(tmp_path / "larger")
+    assert large.config.layers == small.config.layers + 1
+    mixtures = [torch.randn(1, 1, 8000), torch.randn(1, 1, 16000)]
+    with torch.no_grad():
+        before, after = (network.inference(mixtures, n_chunks=1)[-1] for network in (small, large))
+    torch.testing.assert_close(after, before, rtol=0, atol=1e-4)
+
+
+def test_of_a_recording_only_the_parts_that_sound_become_tracks(tmp_path: Path) -> None:
+    sf = pytest.importorskip("soundfile")
+    noise = np.random.default_rng(0).uniform(-0.5, 0.5, 1000 * 30).astype(np.float32)
+    noise[10000:20000] = 0
+    (tmp_path / "Band 1").mkdir()
+    sf.write(tmp_path / "Band 1" / "guitar.wav", noise, 1000)
+    options = ("--stem", "other", "--out", tmp_path / "tracks", "--seconds", 10)
+    assert "2 pieces" in run_recipe("cut_recordings.py", tmp_path / "Band 1" / "guitar.wav", *options)
+    tracks = sorted((tmp_path / "tracks" / "train").iterdir())
+    assert [track.name for track in tracks] == ["Band_1-guitar-00", "Band_1-guitar-02"]
+    assert json.loads((tracks[0] / "track.json").read_text("utf-8")) == {"unknown": ["drums", "bass", "vocals"]}
+    assert sf.info(tracks[1] / "other.flac").frames == 10000
+
+
+@pytest.fixture
+def render(monkeypatch: pytest.MonkeyPatch):  # type: ignore[no-untyped-def]
+    for package in ("mido", "scipy", "soundfile"):
+        pytest.importorskip(package)
+    monkeypatch.syspath_prepend(str(RECIPES))
+    for name in ("music", "music.score", "music.render"):
+        monkeypatch.delitem(sys.modules, name, raising=False)
+    import music.render
+
+    return music.render
+
+
+def test_a_compressed_mixture_is_still_the_sum_of_its_stems(render) -> None:  # type: ignore[no-untyped-def]
+    rng = np.random.default_rng(0)
+    stems = {name: rng.standard_normal((2, render.RATE)).astype(np.float32) for name in ("drums", "bass")}
+    for audio in stems.values():
+        audio[:, : 3 * render.RATE // 4] *= 0.1
+    changed = [render.compress(np.random.default_rng(seed), stems) for seed in range(8)]
+    compressed = [audio for audio in changed if audio is not stems]
+    assert 0 < len(compressed) < 8
+    for audio in compressed:
+        gain = audio["drums"] / stems["drums"]
+        np.testing.assert_allclose(audio["bass"], gain * stems["bass"], atol=1e-5)
+        assert gain[:, : render.RATE // 2].min() > 0.999 > gain[:, -render.RATE // 8 :].max()
+
+
+def test_the_drums_of_a_hydrogen_kit_are_found_by_their_names(render, tmp_path: Path) -> None:  # type: ignore[no-untyped-def]
+    names = {"Bass Drum 1": "bd", "Snare Rock": "sn", "Closed HH": "hh", "Ride Bell": "rd", "Piano": "p"}
+    layers = "".join(
+        f"<instrument><name>{name}</name><layer><filename>{file}.wav</filename></layer></instrument>"
+        for name, file in names.items()
+    )
+    (tmp_path / "drumkit.xml").write_text(f'<drumkit_info xmlns="http://x"><name>K</name>{layers}</drumkit_info>')
+    for file in names.values():
+        (tmp_path / f"{file}.wav").touch()
+    found = {drum: [path.stem for path in paths] for drum, paths in render.hydrogen_drums(tmp_path).items()}
+    assert found == {"kick": ["bd"], "snare": ["sn"], "hat": ["hh"], "shaker": ["hh"], "ride": ["rd"]}
 
 
 @pytest.fixture
