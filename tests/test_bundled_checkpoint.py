@@ -82,12 +82,12 @@ def test_the_stems_that_sound_in_the_demo_excerpt_are_different_ones() -> None:
 
 CORRELATION = 0.2
 LEAST = {
-    (0, "drums"): 9.3,
-    (0, "bass"): 8.5,
+    (0, "drums"): 9.5,
+    (0, "bass"): 8.8,
     (0, "other"): 23.2,
-    (1, "drums"): 8.4,
-    (1, "other"): 2.2,
-    (1, "vocals"): 6.9,
+    (1, "drums"): 8.7,
+    (1, "other"): 1.7,
+    (1, "vocals"): 6.1,
 }
 """SI-SDR gained, dB: what the checkpoint reached when it was made, less half a decibel at most."""
 
