@@ -1,6 +1,6 @@
 """Average the weights of networks that were trained on from the same one.
 
-    python recipes/average_models.py run/6000.pt run/8000.pt run/last.pt --out MODEL
+python recipes/average_models.py run/6000.pt run/8000.pt run/last.pt --out MODEL
 """
 
 from __future__ import annotations
@@ -16,7 +16,9 @@ from metatasnet_fast.model import MultiTasNet
 
 def average(networks: list[MultiTasNet]) -> MultiTasNet:
     if any(network.config != networks[0].config for network in networks):
-        raise SystemExit("The models differ in size or instruments: average networks that differ in their weights only.")
+        raise SystemExit(
+            "The models differ in size or instruments: average networks that differ in their weights only."
+        )
     mean = MultiTasNet(networks[0].config)
     states = [network.state_dict() for network in networks]
     for key, value in mean.state_dict().items():

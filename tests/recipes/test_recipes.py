@@ -13,6 +13,8 @@ import torch
 
 from metatasnet_fast import load_checkpoint
 from metatasnet_fast.cli.main import main
+from metatasnet_fast.config import MetaTasNetConfig
+from metatasnet_fast.model import MultiTasNet
 from metatasnet_fast.training.settings import read_settings_file
 from tests.training.songs import SMALL, write_cache
 
@@ -90,6 +92,19 @@ def test_added_layers_change_nothing_before_they_are_trained(tmp_path: Path) -> 
     with torch.no_grad():
         before, after = (network.inference(mixtures, n_chunks=1)[-1] for network in (small, large))
     torch.testing.assert_close(after, before, rtol=0, atol=1e-4)
+
+
+def test_an_average_of_models_has_the_mean_of_their_weights(tmp_path: Path) -> None:
+    first, second, out = tmp_path / "first", tmp_path / "second", tmp_path / "out"
+    for folder, value in ((first, 1.0), (second, 2.0)):
+        network = MultiTasNet(MetaTasNetConfig(N=8, B=8, H=8, layers=1, stack=1))
+        for parameter in network.parameters():
+            torch.nn.init.constant_(parameter, value)
+        network.save_pretrained(folder)
+    run_recipe("average_models.py", first, second, "--out", out)
+    assert all(bool((parameter == 1.5).all()) for parameter in load_checkpoint(out).parameters())
+    with pytest.raises(subprocess.CalledProcessError):
+        run_recipe("average_models.py", first, "open-small", "--out", out)
 
 
 def test_of_a_recording_only_the_parts_that_sound_become_tracks(tmp_path: Path) -> None:
