@@ -4,9 +4,10 @@
     python recipes/make_music.py MUSIC --pieces 140 --voices 56
     python recipes/make_music.py MUSIC --split test --seed 2 --pieces 6 --voices 6 --instrument guitar=24,25,26,27
 
-MUSIC/SPLIT/SEED-NUMBER holds drums, bass, other and vocals as FLAC files of 44.1 kHz, two channels and 16 bits, and the
-mixture; `metatasnet-fast prepare --stems MUSIC` reads them. A piece that exists is kept. The same seed and number give
-the same piece, to the bit, with the same packages.
+docs/checkpoint.md calls it with more soundfonts, singers and drum kits, and names their packages. MUSIC/SPLIT/SEED-NUMBER
+holds drums, bass, other and vocals as FLAC files of 44.1 kHz, two channels and 16 bits, and the mixture; `metatasnet-fast
+prepare --stems MUSIC` reads them. A piece that exists is kept. The same seed and number give the same piece, to the bit,
+with the same packages.
 """
 
 from __future__ import annotations
