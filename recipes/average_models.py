@@ -1,6 +1,8 @@
 """Average the weights of networks that were trained on from the same one.
 
-python recipes/average_models.py run/6000.pt run/8000.pt run/last.pt --out MODEL
+    python recipes/average_models.py run/6000.pt run/8000.pt run/last.pt --out MODEL
+
+MODEL is a folder, with the mean of every weight in float16.
 """
 
 from __future__ import annotations

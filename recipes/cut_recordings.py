@@ -15,7 +15,8 @@ from pathlib import Path
 import numpy as np
 import soundfile as sf
 
-STEMS = ("drums", "bass", "other", "vocals")
+from metatasnet_fast import INSTRUMENTS
+
 AUDIBLE = 0.01
 """Least deviation of a second that sounds, relative to the loudest one."""
 
@@ -24,9 +25,8 @@ def cut_recording(path: Path, args: argparse.Namespace) -> int:
     """Write the pieces of a recording. Return their number."""
     audio, rate = sf.read(path, dtype="float32", always_2d=True)
     step, written = int(args.seconds * rate), 0
-    seconds = len(audio) // rate
-    level = np.sqrt(np.square(audio[: seconds * rate]).reshape(seconds, -1).mean(1))
-    sounding = np.repeat(level > AUDIBLE * level.max(initial=0.0), rate)
+    level = np.array([np.sqrt(np.square(audio[at : at + rate]).mean()) for at in range(0, len(audio), rate)])
+    sounding = np.repeat(level > AUDIBLE * level.max(initial=0.0), rate)[: len(audio)]
     for number, start in enumerate(range(0, len(audio) - step // 2, step)):
         if sounding[start : start + step].mean() < 0.5:
             continue
@@ -34,7 +34,7 @@ def cut_recording(path: Path, args: argparse.Namespace) -> int:
         folder = args.out / "train" / name
         folder.mkdir(parents=True, exist_ok=True)
         sf.write(folder / f"{args.stem}.flac", audio[start : start + step], rate, subtype="PCM_16")
-        unknown = [stem for stem in STEMS if stem != args.stem]
+        unknown = [stem for stem in INSTRUMENTS if stem != args.stem]
         (folder / "track.json").write_text(json.dumps({"unknown": unknown}), "utf-8")
         written += 1
     return written
@@ -43,7 +43,7 @@ def cut_recording(path: Path, args: argparse.Namespace) -> int:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("recordings", metavar="FILE", type=Path, nargs="+")
-    parser.add_argument("--stem", choices=STEMS, required=True)
+    parser.add_argument("--stem", choices=INSTRUMENTS, required=True)
     parser.add_argument("--out", metavar="TRACKS", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=20.0, help="of a piece; tracks are drawn equally often")
     args = parser.parse_args()

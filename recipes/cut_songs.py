@@ -18,14 +18,14 @@ import soundfile as sf
 from music.songs import held_part
 from numpy.typing import NDArray
 
-STEMS = ("drums", "bass", "other", "vocals")
+from metatasnet_fast import INSTRUMENTS
 
 
 def read_song(folder: Path) -> tuple[dict[str, NDArray[np.float32]], int]:
     """Return the stems (n, channels), cut to the shortest, and their sampling rate in hertz."""
-    files = [sf.read(next(folder.glob(f"{name}.*")), dtype="float32", always_2d=True) for name in STEMS]
+    files = [sf.read(next(folder.glob(f"{name}.*")), dtype="float32", always_2d=True) for name in INSTRUMENTS]
     length = min(len(audio) for audio, _ in files)
-    return {name: audio[:length] for name, (audio, _) in zip(STEMS, files, strict=True)}, files[0][1]
+    return {name: audio[:length] for name, (audio, _) in zip(INSTRUMENTS, files, strict=True)}, files[0][1]
 
 
 def write_track(folder: Path, stems: dict[str, NDArray[np.float32]], rate: int, unknown: list[str]) -> None:

@@ -30,11 +30,11 @@ FRAME = 0.005
 VOICES = {"slt": 66, "awb": 55, "rms": 52, "kal16": 53}
 """Flite's voices, each with the MIDI note around which it sings."""
 MOST_WORDS = 60
-"""Of a person."""
+"""Words that are taken from one person's recordings, at most."""
 SPEECH_TO_SONG = 4
-"""Semitones by which a person sings higher than he speaks."""
+"""Semitones between the note at which a person speaks and the note around which the person sings."""
 LONGEST_WORD = 1.0
-"""In seconds."""
+"""Length in seconds of the longest word that is taken from a recording."""
 WORDS = (
     "love you me night day light fire rain run free fall call name time line mind gone home stone road blue true sky high why "
     "cry heart start dark part world girl hold cold gold soul far star are now how down sound moon soon room dream scene mean "
