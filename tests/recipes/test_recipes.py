@@ -103,8 +103,9 @@ def test_an_average_of_models_has_the_mean_of_their_weights(tmp_path: Path) -> N
         network.save_pretrained(folder)
     run_recipe("average_models.py", first, second, "--out", out)
     assert all(bool((parameter == 1.5).all()) for parameter in load_checkpoint(out).parameters())
-    with pytest.raises(subprocess.CalledProcessError):
+    with pytest.raises(subprocess.CalledProcessError) as refused:
         run_recipe("average_models.py", first, "open-small", "--out", out)
+    assert refused.value.stderr.startswith("The models differ in size or instruments")
 
 
 def test_of_a_recording_only_the_parts_that_sound_become_tracks(tmp_path: Path) -> None:
