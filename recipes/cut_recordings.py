@@ -47,6 +47,9 @@ def main() -> None:
     parser.add_argument("--out", metavar="TRACKS", type=Path, required=True)
     parser.add_argument("--seconds", type=float, default=20.0, help="of a piece; tracks are drawn equally often")
     args = parser.parse_args()
+    missing = [path for path in args.recordings if not path.is_file()]
+    if missing:
+        raise SystemExit(f"{missing[0]} is not there: check the path.")
     for path in args.recordings:
         print(f"{path.parent.name}/{path.name}: {cut_recording(path, args)} pieces")
 
