@@ -32,20 +32,23 @@ Kit = dict[str, Audio]
 
 
 def drum_stem(rng: np.random.Generator, piece: Piece, font: Path, samples: Path, kits: Sequence[Path] = ()) -> Audio:
-    """Render drums with a soundfont's kit, recorded samples or synthesised drums, equally often; if there are ``kits``,
-    folders of Hydrogen's or soundfonts with one kit, each half of them as often as one of these three."""
+    """Render drums with a soundfont's kit, recorded samples or synthesised drums, equally often. Among ``kits``, the folders
+    of Hydrogen's kits and the soundfonts with one kit are two more ways, each as often as the others."""
     fonts = [path for path in kits if path.suffix == ".sf2"]
     folders = [path for path in kits if path.suffix != ".sf2"]
-    kind = int(rng.choice([0, 1, 2, *[3] * bool(folders), *[4] * bool(fonts)]))
-    if kind in (0, 4):
-        keys = {drum: int(rng.choice(k)) for drum, k in KEYS.items()}
-        events = [(h.start, 1.0, keys[h.drum], h.velocity) for h in piece.drums]
-        if kind == 4:
-            return _fluidsynth(piece, [(0, 0, events)], fonts[int(rng.integers(len(fonts)))], rng)
-        return _fluidsynth(piece, [(9, int(rng.choice(KITS)), events)], font, rng)
-    if kind == 3:
+    ways = ["font", "samples", "synthesis", *["hydrogen"] * bool(folders), *["font with one kit"] * bool(fonts)]
+    way = str(rng.choice(ways))
+    if way == "hydrogen":
         return play_samples(rng, piece, hydrogen_kit(rng, folders))
-    return play_samples(rng, piece, sample_kit(rng, samples) if kind == 1 else synthetic_kit(rng))
+    if way == "samples":
+        return play_samples(rng, piece, sample_kit(rng, samples))
+    if way == "synthesis":
+        return play_samples(rng, piece, synthetic_kit(rng))
+    keys = {drum: int(rng.choice(k)) for drum, k in KEYS.items()}
+    events = [(h.start, 1.0, keys[h.drum], h.velocity) for h in piece.drums]
+    if way == "font with one kit":
+        return _fluidsynth(piece, [(0, 0, events)], fonts[int(rng.integers(len(fonts)))], rng)
+    return _fluidsynth(piece, [(9, int(rng.choice(KITS)), events)], font, rng)
 
 
 def bass_stem(rng: np.random.Generator, piece: Piece, font: Path) -> Audio:
@@ -177,7 +180,7 @@ SAMPLES = {
 """File names, for each drum, of the CC0 samples that come with Sonic Pi."""
 
 
-INSTRUMENTS = {
+HYDROGEN_NAMES = {
     "kick": "kick|bass ?drum|thump|tone", "snare": "snare|cajon slap", "clap": "clap|snap", "rim": "stick|rim|clave|wood|click",
     "hat": "closed|pedal| cl$| pd$|hat (low|ring|bs)", "open": "open| op", "ride": "ride|bell",
     "crash": "crash|splash|cymbal|china", "tom": "tom|(?<!bass )drum [12]",
@@ -197,14 +200,17 @@ def sample_kit(rng: np.random.Generator, folder: Path) -> Kit:
 
 
 def hydrogen_kit(rng: np.random.Generator, folders: Sequence[Path]) -> Kit:
-    """Choose one of the recordings for each drum, most of them from one kit, at a random speed."""
-    kits = [drums for folder in folders if {"kick", "snare", "hat"} <= (drums := hydrogen_drums(folder)).keys()]
-    first, everything = kits[int(rng.integers(len(kits)))], [hydrogen_drums(folder) for folder in folders]
-    kit: Kit = {}
-    for drum in INSTRUMENTS:
+    """Choose one of the recordings for each drum, most of them from one kit, at a random speed; synthesise what no kit has."""
+    everything = [hydrogen_drums(folder) for folder in folders]
+    complete = [drums for drums in everything if {"kick", "snare", "hat"} <= drums.keys()]
+    if not complete:
+        raise SystemExit(f"None of {len(folders)} Hydrogen kits has a kick, a snare and a hi-hat: add one that has.")
+    first, kit = complete[int(rng.integers(len(complete)))], Kit()
+    for drum in HYDROGEN_NAMES:
         files = first.get(drum) or [path for drums in everything for path in drums.get(drum, [])]
-        kit[drum] = _stroke(rng, files[int(rng.integers(len(files)))])
-    return kit
+        if files:
+            kit[drum] = _stroke(rng, files[int(rng.integers(len(files)))])
+    return kit if len(kit) == len(HYDROGEN_NAMES) else {**synthetic_kit(rng), **kit}
 
 
 @cache
@@ -215,7 +221,7 @@ def hydrogen_drums(folder: Path) -> dict[str, list[Path]]:
     for instrument in root.iterfind(".//{*}instrument"):
         name = (instrument.findtext("{*}name") or "").lower()
         files = [folder / (element.text or "") for element in instrument.iterfind(".//{*}filename")]
-        for drum, pattern in INSTRUMENTS.items():
+        for drum, pattern in HYDROGEN_NAMES.items():
             if re.search(pattern, name):
                 drums.setdefault(drum, []).extend(path for path in files if path.is_file())
     return {drum: files for drum, files in drums.items() if files}
